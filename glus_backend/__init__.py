@@ -1,0 +1,1 @@
+"""Label Studio on one side, masks on the other. Imports without torch."""
