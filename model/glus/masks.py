@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 BoolMask = NDArray[np.bool_]
 
+NO_OBJECT_LOGIT = -1024.0  # everywhere, where the model gave no [SEG]
+
 
 class CocoRle(TypedDict):
     """Compressed COCO run-length encoding: `size` is [height, width], `counts` the ASCII string."""
@@ -27,8 +29,8 @@ class FrameMask:
         expression_index: position of the expression in the list that was asked.
         mask: (H, W) bool, at the size of the video's frames.
         logits: (h, w) float32, the decoder's mask logits before they are resized to the video; h = w = a quarter
-            of the segmenter's input (256 at the published size). `mask` is the bilinear resize of them, > 0. Minus
-            infinity everywhere when the model gave no [SEG].
+            of the segmenter's input (256 at the published size). `mask` is the bilinear resize of them, > 0.
+            `NO_OBJECT_LOGIT` everywhere when the model gave no [SEG].
         score: 0..1, the probability of [SEG] in the answer times the IoU that the decoder predicts for the mask;
             0 when nothing is there.
         present: whether there is an object: [SEG] was answered and at least one pixel is set.
