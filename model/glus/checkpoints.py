@@ -233,6 +233,7 @@ def read_sam2_config(path: str | os.PathLike[str]) -> SegmenterConfig:
         encoder, attention, memory = data["image_encoder"], data["memory_attention"], data["memory_encoder"]
         trunk, neck = encoder["trunk"], encoder["neck"]
         extra = data.get("sam_mask_decoder_extra_args") or {}
+        decoder = data.get("mask_decoder") or {}  # only in miniatures: SAM 2's code fixes these sizes
         defaults = SegmenterConfig()
         width = neck["d_model"]
         return SegmenterConfig(
@@ -251,6 +252,8 @@ def read_sam2_config(path: str | os.PathLike[str]) -> SegmenterConfig:
             memory_attention_dropout=attention["layer"]["dropout"],
             memory_fuser_layers=memory["fuser"]["num_layers"],
             mask_downsampler_size=memory["mask_downsampler"].get("embed_dim", 256),
+            decoder_mlp=decoder.get("mlp_dim", defaults.decoder_mlp),
+            iou_head_size=decoder.get("iou_head_hidden_dim", defaults.iou_head_size),
             stability_delta=extra.get("dynamic_multimask_stability_delta", defaults.stability_delta),
             stability_threshold=extra.get("dynamic_multimask_stability_thresh", defaults.stability_threshold),
             sigmoid_scale=data.get("sigmoid_scale_for_mem_enc", defaults.sigmoid_scale),

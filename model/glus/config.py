@@ -163,7 +163,7 @@ class GlusConfig:
                 embed_dim=16,
                 heads=1,
                 stages=(1, 1, 2, 1),
-                global_attention_blocks=(2,),
+                global_attention_blocks=(3,),
                 windows=(8, 4, 16, 8),
                 hidden_size=64,
                 memory_size=16,

@@ -209,7 +209,7 @@ def _run(settings: Settings, out: Path, overwrite: bool, caller: _Caller) -> Run
                 f"give a number from 0 to {frames - 1}, or auto"
             )
         asked = _identity(settings)
-        manifest = folder.manifest(unreadable={} if overwrite else None)
+        manifest = folder.manifest(unreadable={"folders": folders} if overwrite else None)
         if manifest is not None and (overwrite or manifest["state"] == "discarded"):
             folder.discard(manifest)
             manifest = None
@@ -304,8 +304,8 @@ class _Run:
         if before != runs_on:
             raise SettingError(
                 f"{self.folder.out} holds an unfinished run on {before['device']} in {before['dtype']}; on "
-                f"{runs_on['device']} in {runs_on['dtype']} its masks would not match: go on where it began, or "
-                "start over with --overwrite"
+                f"{runs_on['device']} in {runs_on['dtype']} its masks would not match: go on where it "
+                "began, or start over with --overwrite"
             )
         return model
 
@@ -351,29 +351,35 @@ class _Run:
         # Only now: a run that fails on its prompts or its model leaves nothing that the next has to match.
         self.folder.write_json("run.json", self.manifest)
         started = saved = time.monotonic()
-        save_every = self.save_every
-        frame: list[dict[str, Any]] = []
+        save_every, frame = self.save_every, []
+        masks = iter(segmentation)
         try:
-            for found in segmentation:
+            for found in masks:
                 frame.append(self._keep(found, this.expressions[found.expression_index]))
                 if len(frame) < len(this.expressions):
                     continue
                 journal.add(frame)
                 frame = []
                 count()
-                stopping = self.stop()
-                now = time.monotonic()
-                if stopping or now - saved >= save_every:
-                    # Between frames, so that the state and the journal speak of the same point.
-                    self.folder.write_state(
-                        _State(state.passes_done, journal.sync(), segmentation.state_dict())
-                    )
-                    saved = time.monotonic()
-                    save_every = max(self.save_every, 20 * (saved - now))
+                now, stopping = time.monotonic(), self.stop()
+                if not stopping and now - saved < save_every:
+                    continue
+                tensors = segmentation.state_dict()
+                if _frames_behind(tensors, len(self.source), this.key_frame) not in {
+                    None,
+                    journal.frames_of(this.expressions),
+                }:
+                    continue  # at the end of the chunk, the state and the journal speak of the same point
+                self.folder.write_state(_State(state.passes_done, journal.sync(), tensors))
+                saved = time.monotonic()
+                save_every = max(self.save_every, 20 * (saved - now))
                 if stopping:
                     raise _Stop
         finally:
             self.seconds += time.monotonic() - started
+            close = getattr(masks, "close", None)
+            if close is not None:  # so that frames are no longer read ahead
+                close()
         # Asked again, for a file that turns out to be damaged midway has fewer frames than it promised.
         missing = len(self.source) - journal.frames_of(this.expressions)
         if missing:
@@ -460,6 +466,20 @@ class _Run:
                 )
             ),
         )
+
+
+def _frames_behind(tensors: Mapping[str, torch.Tensor], frames: int, key_frame: int | None) -> int | None:
+    """How many frames a segmentation's state has behind it, None if it does not say.
+
+    It is ahead of what was yielded when several frames are computed together; and after the key frame's own
+    step it first has to turn round before it can go on both ways.
+    """
+    if "session.count" not in tensors:
+        return None
+    count = int(tensors["session.count"])
+    if tensors["backward"]:
+        return frames - (key_frame or 0) + count - 1
+    return count if not key_frame or any(name.startswith("turned.") for name in tensors) else 0
 
 
 class _Journal:
@@ -846,9 +866,9 @@ def _reference(reference: str | None) -> str | None:
         return reference
     path = Path(reference).resolve()
     digest = hashlib.sha256()
-    for each in [path] if path.is_file() else sorted(path.iterdir()):
+    for each in [path] if path.is_file() else sorted(path.rglob("*")):
         if each.is_file():
-            digest.update(f"{each.name}\0{each.stat().st_size}\0".encode())
+            digest.update(f"{each.relative_to(path.parent)}\0{each.stat().st_size}\0".encode())
             with each.open("rb") as file:
                 # Both ends of a file: reading 14 GB of weights would take a minute before anything is said.
                 digest.update(file.read(1 << 20))

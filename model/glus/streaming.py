@@ -104,8 +104,11 @@ class VideoSession:
         self._count = 0  # steps done in this pass
         self._first, self._direction = first_frame, direction
         self._tokens: list[Tensor] = []  # (64, D) each, of the last frames
-        self._banks = [MemoryBank(self._rule) for _ in self.expressions] if self._rule else []
+        self._banks = self._empty_banks()
         self._before: VideoSession | None = None  # as it was before the chunk whose masks are being handed out
+
+    def _empty_banks(self) -> list[MemoryBank]:
+        return [MemoryBank(self._rule) for _ in self.expressions] if self._rule else []
 
     @property
     def next_frame(self) -> int:
@@ -133,6 +136,13 @@ class VideoSession:
         if self._count != 1:
             raise SettingError(f"a session turns after its first step; this one has done {self._count}")
         return self._twin(direction)
+
+    def fresh(self) -> VideoSession:
+        """A session at the start of its pass over the same clip; the opening is not read again."""
+        twin = self._twin(self._direction)
+        twin._count, twin._tokens = 0, []
+        twin._banks = self._empty_banks()
+        return twin
 
     def _twin(self, direction: int) -> VideoSession:
         twin = object.__new__(VideoSession)

@@ -1,5 +1,4 @@
-"""Video as frames in presentation order: files, folders of pictures, arrays. Knows PyAV; not torch, masks or
-models.
+"""Video as frames in presentation order: files, picture folders, arrays. Knows PyAV; not torch or models.
 
 The index of a frame is its place among the pictures that a decoder yields when the whole video is played once
 from its beginning. A file's table of frames comes from reading its packets, which decodes nothing, wherever
@@ -115,7 +114,7 @@ class _Source:
         return len(self.times)
 
     def __getitem__(self, index: int, /) -> Image8:
-        """Frame `index`, (H, W, 3) uint8 RGB; negative as in a list. IndexError beyond the end, VideoError."""
+        """Frame `index`, (H, W, 3) uint8 RGB; negative as in a list. Raises IndexError, VideoError."""
         return self._read(self._position(index))
 
     def frames(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Image8]:
@@ -174,6 +173,10 @@ def open_video(source: object, *, fps: Fraction | float | None = None) -> FrameS
     """
     if isinstance(source, str | os.PathLike):
         path = Path(os.fspath(source))
+        if "://" in str(source):
+            raise VideoNotFound(
+                f"{source} is an address; wanted a path: download the video and open the file"
+            )
         return ImageFolder(path, fps=fps) if path.is_dir() else VideoFile(path, fps=fps)
     if isinstance(source, FrameSource):
         return source
@@ -299,22 +302,28 @@ class VideoFile(_Source):
         self._decoder = _Decoder(self.path, self._table)
         self._tell()
 
-    def frames(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Image8]:  # noqa: D102
-        wanted = self._span(start, stop, step)
+    def __len__(self) -> int:
+        return self._table.count
+
+    def frames(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Image8]:
+        """As `FrameSource.frames`, from a decoder and on a thread of its own; VideoError once closed."""
         self._check_open()
-        return _ahead(lambda stopped: self._walk(wanted, stopped), self._depth, self._tell)
+        table, wanted = self._table, self._span(start, stop, step)
+        return _ahead(lambda stopped: self._walk(wanted, table, stopped), self._depth, self._tell)
 
     def __getitem__(self, index: int, /) -> Image8:
-        """Frame `index`, (H, W, 3) uint8 RGB; negative as in a list. IndexError beyond the end, VideoError."""
+        """Frame `index`, (H, W, 3) uint8 RGB; negative as in a list. Raises IndexError, VideoError."""
         with self._lock:
             self._check_open()
-            try:
-                frame = self._decoder.frame_at(self._position(index))
-            except _DisagreementError:
-                self._decoder.restart(self._recount(self._decoder.table))
-                self._tell()
-                frame = self._decoder.frame_at(self._position(index))
-            return self._decoder.picture(frame, self.width, self.height, self._turns)
+            if self._decoder.table is not self._table:  # an iterator has met damage
+                self._decoder.restart(self._table)
+            while True:
+                try:
+                    frame = self._decoder.frame_at(self._position(index))
+                    return self._decoder.picture(frame, self.width, self.height, self._turns)
+                except _DisagreementError:
+                    self._decoder.restart(self._recount(self._decoder.table))
+                    self._tell()
 
     def close(self) -> None:
         """Close the decoder of random access. Iterators under way keep theirs and finish."""
@@ -326,22 +335,20 @@ class VideoFile(_Source):
         if self._closed:
             raise VideoError(f"{self.name} has been closed; open it again to read frames")
 
-    def _walk(self, wanted: range, stopped: threading.Event) -> Iterator[Image8]:
+    def _walk(self, wanted: range, table: _Table, stopped: threading.Event) -> Iterator[Image8]:
         """The frames of `wanted`; backward one stretch at a time, decoded forward, then turned round."""
-        with closing(_Decoder(self.path, self._table, stopped)) as decoder:
+        with closing(_Decoder(self.path, table, stopped)) as decoder:
             while wanted:
                 first = wanted[0]
-                low = (
-                    first
-                    if wanted.step == 1
-                    else max(decoder.start_of(first), first - STRETCH + 1, wanted[-1])
-                )
+                low = first
+                if wanted.step == -1:
+                    low = max(decoder.start_of(first), first - STRETCH + 1, wanted[-1])
                 try:
                     stretch = [decoder.frame_at(index) for index in range(low, first + 1)]
                 except _DisagreementError:
-                    old, times = decoder.table, self.times
+                    old = decoder.table
                     decoder.restart(self._recount(old))
-                    wanted = _remapped(wanted, times, self.times)
+                    wanted = _remapped(wanted, old, decoder.table)
                     continue
                 while stretch:
                     yield decoder.picture(stretch.pop(), self.width, self.height, self._turns)
@@ -375,20 +382,18 @@ class VideoFile(_Source):
 
     def _measure(self) -> None:
         """Size and rotation, from the first frame that decodes."""
-        if self._table.count:
-            with closing(_Decoder(self.path, self._table)) as decoder:
+        frame = None
+        with closing(_Decoder(self.path, self._table)) as decoder:
+            while frame is None:
+                if not self._table.count:
+                    raise VideoError(
+                        f"{self.path} names a video, but no frame of it can be decoded; wanted a playable "
+                        f"video; upload it again, or re-encode it: {_reencode(self.path)}"
+                    )
                 try:
                     frame = decoder.frame_at(0)
                 except _DisagreementError:
-                    decoder.restart(self._recount(self._table))
-                    frame = decoder.frame_at(0) if self._table.count else None
-        else:
-            frame = None
-        if frame is None:
-            raise VideoError(
-                f"{self.path} names a video, but no frame of it can be decoded; wanted a playable video; "
-                f"upload it again, or re-encode it: {_reencode(self.path)}"
-            )
+                    decoder.restart(self._recount(decoder.table))
         self._turns = round(frame.rotation / 90) % 4
         sides = (frame.width, frame.height)
         self.width, self.height = sides if self._turns % 2 == 0 else sides[::-1]
@@ -401,20 +406,17 @@ class VideoFile(_Source):
                     raise VideoError(
                         f"{self.name} decodes differently each time; re-encode it: {_reencode(self.path)}"
                     )
-                table = _counted(self.path, self._scan, careful=True)
-                if not table.count:
-                    raise VideoError(
-                        f"no frame of {self.path} can be decoded; re-encode it: {_reencode(self.path)}"
-                    )
-                self._set_table(table)
+                self._set_table(_counted(self.path, self._scan, careful=True))
                 self._note_loss()
             return self._table
 
     def _note_loss(self) -> None:
-        if self._table.count < self._claimed:
+        # Packets without a picture of their own (hidden reference frames) are no loss.
+        if self._table.careful and self._table.count < self._claimed:
             self._unsaid = (
-                f"{self.name}: {self._table.count} of {self._claimed} frames are readable, the rest is damaged or "
-                f"cut off; those are used. To get all of them, upload the file again or re-encode its source."
+                f"{self.name}: {self._table.count} of {self._claimed} frames are readable, "
+                f"the rest is damaged or cut off; those are used. To get all of them, upload the "
+                "file again or re-encode its source."
             )
             self._claimed = self._table.count  # said once
 
@@ -427,7 +429,7 @@ class VideoFile(_Source):
             self.fps = self._rate or (self._rates or [DEFAULT_FPS])[-1]
             self.times = _frozen(np.arange(table.count) / float(self.fps))
             return
-        self.times = _frozen(table.pts * float(self._tick))
+        self.times = _frozen(table.pts.astype(np.float64) * float(self._tick))
         self.fps = (self._rates or [self._rate or DEFAULT_FPS])[0]
         if table.count > 1:
             steps = np.diff(table.pts)
@@ -496,11 +498,11 @@ class _Decoder:
         self.close()
         self.table = table
         self._next = 0
-        self._last: tuple[int, Any] | None = None
+        self._from_start = True
 
     def close(self) -> None:
         self._frames: Iterator[Any] | None = None
-        self._last = None
+        self._last: tuple[int, Any] | None = None
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -522,8 +524,18 @@ class _Decoder:
         if not (ahead and (index - self._next <= _READ_ON or self.start_of(index) <= self._next)):
             frame = self._jumped(index)
             if frame is not None:
+                self._from_start = False
                 return frame
             self.restart(self.table)
+        elif not self._from_start:
+            try:
+                return self._read_on(index)
+            except _DisagreementError:  # damage may look otherwise from here; the beginning decides
+                self.restart(self.table)
+        return self._read_on(index)
+
+    def _read_on(self, index: int) -> Any:
+        """Decode forward through `index`, every frame being the one that the table names."""
         if self._frames is None:
             self._open()
             self._frames = _decoded(self._container, self._stream, self.table.careful)
@@ -636,8 +648,9 @@ def _opened(path: Path) -> Any:
             raise NoVideoStream(f"{path} is text; wanted a video file such as mp4, webm or mkv") from error
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(
-            f"{path} cannot be opened as a video ({reason}); wanted a complete mp4, webm, mkv or another file "
-            f"that FFmpeg reads; upload it again if it was cut short, or re-encode it: {_reencode(path)}"
+            f"{path} cannot be opened as a video ({reason}); wanted a complete mp4, webm, mkv or "
+            f"another file that FFmpeg reads; upload it again if it was cut short, "
+            f"or re-encode it: {_reencode(path)}"
         ) from error
     if container.format.name in _TEXT_FORMATS:
         container.close()
@@ -656,7 +669,10 @@ def _picture_stream(container: Any, path: Path) -> Any:
     stream = best if best in moving else moving[0]
     if stream.codec_context is None:
         container.close()
-        raise VideoError(f"{path}: no decoder for its video; re-encode it: {_reencode(path)}")
+        raise VideoError(
+            f"{path}: its header is damaged, or there is no decoder for it; wanted a complete mp4, webm "
+            f"or mkv; upload it again if it was cut short, or re-encode it: {_reencode(path)}"
+        )
     return stream
 
 
@@ -725,13 +741,14 @@ def _counted(path: Path, scan: _Scan, *, careful: bool) -> _Table:
     return _Table(len(pts), known if usable else None, scan, careful)
 
 
-def _remapped(wanted: range, old: NDArray[np.float64], new: NDArray[np.float64]) -> range:
-    """The frames still wanted, by their times, after the table of times changed; none twice."""
-    if wanted.step == 1:
-        start = int(np.searchsorted(new, old[wanted[0]]))
-        return range(start, int(np.searchsorted(new, old[wanted[-1]], side="right")))
-    start = int(np.searchsorted(new, old[wanted[0]], side="right")) - 1
-    return range(start, int(np.searchsorted(new, old[wanted[-1]])) - 1, -1)
+def _remapped(wanted: range, old: _Table, new: _Table) -> range:
+    """The frames still wanted, by their times, after the table changed; none twice."""
+    low, high = sorted((wanted[0], wanted[-1]))
+    if old.pts is not None and new.pts is not None:
+        low = int(np.searchsorted(new.pts, old.pts[low]))
+        high = int(np.searchsorted(new.pts, old.pts[high], side="right")) - 1
+    kept = range(min(low, new.count), min(high, new.count - 1) + 1)
+    return kept if wanted.step == 1 else kept[::-1]
 
 
 def _ahead(
@@ -748,15 +765,16 @@ def _ahead(
     stopped = threading.Event()
 
     def fill() -> None:
-        error: BaseException | None = None
+        end: BaseException | None = None
         try:
             for item in produce(stopped):
-                items.put((item, None))
-                if stopped.is_set():
+                if stopped.is_set():  # asked before putting: this thread itself may have collected the reader
                     return
+                items.put((item, None))
         except BaseException as caught:  # noqa: BLE001 - raised again by the reader
-            error = caught
-        items.put((None, error))
+            end = caught
+        if not stopped.is_set():
+            items.put((None, end))
 
     thread = threading.Thread(target=fill, name="glus-video-ahead", daemon=True)
     thread.start()

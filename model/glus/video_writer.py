@@ -1,10 +1,10 @@
-"""Masks drawn over frames, and frames written as H.264 in MP4. Knows PyAV and pictures; not where frames come from."""
+"""Masks drawn over frames, frames written as H.264 in MP4. Knows PyAV; not where frames come from."""
 
 from __future__ import annotations
 
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -81,18 +81,15 @@ class VideoWriter:
         self._due = Fraction(0)  # pts of the next frame when no time is given
         self._last: int | None = None
         try:
-            handle, name = tempfile.mkstemp(
-                prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent
-            )
+            self._partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+            self._partial.open("xb").close()
         except OSError as error:
             raise VideoError(
                 f"cannot write {self.path} ({error.strerror}); wanted a folder that exists and is writable"
             ) from error
-        os.close(handle)
-        self._partial = Path(name)
         try:
             self._container = av.open(
-                name,
+                str(self._partial),
                 "w",
                 format="mp4",
                 options={"movflags": "+faststart", "movie_timescale": str(self._clock)},
@@ -157,7 +154,6 @@ class VideoWriter:
             self._encode(None)
             self._open = False
             self._container.close()
-            self._partial.chmod(0o666 & ~_umask())
             self._partial.replace(self.path)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"cannot write {self.path} ({error})") from error
@@ -221,7 +217,7 @@ def draw_overlay(
             raise SettingError(
                 f"mask {index} has shape {mask.shape} and dtype {mask.dtype}; wanted ({height}, {width}) bool"
             )
-        rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not len(rows):
             continue
         colour = np.array(object_colour(index), np.float32)
@@ -313,9 +309,3 @@ def _shortened(text: str, room: float, length: Callable[[str], float]) -> str:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if length(text[:middle].rstrip() + "…") <= room else (low, middle - 1)
     return text[:low].rstrip() + "…" if low else ""
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

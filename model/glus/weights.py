@@ -194,6 +194,14 @@ class TensorDict:
         return self.folder
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write one safetensors file, readable as other new files are (the library makes it private to its owner)."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
 def write_shards(
     folder: Path,
     tensors: Iterable[tuple[str, Tensor]],
@@ -213,7 +221,7 @@ def write_shards(
         nonlocal pending, size
         path = folder / f"{stem}-{len(parts) + 1:05d}.{suffix}.part"
         if kind == "safetensors":
-            save_file(pending, path, metadata={"format": "pt"})
+            save_tensors(pending, path)
         else:
             torch.save(pending, path)
         parts.append((path, list(pending)))
