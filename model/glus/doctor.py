@@ -46,7 +46,7 @@ REQUIREMENTS = (
     Requirement(("sentencepiece",), "model", "0.2"),
     Requirement(("accelerate",), "model", "1.10"),
     Requirement(("huggingface-hub",), "model", "1.0"),
-    Requirement(("pillow",), "model", "10"),
+    Requirement(("pillow",), "model", "10.1"),
     Requirement(("pycocotools",), "model", "2.0.8"),
     Requirement(("pyyaml",), "model", "6"),
     Requirement(("safetensors",), "model", "0.5"),

@@ -237,7 +237,7 @@ class VideoSession:
 
     def _prepare(self, frame: Frame) -> _Pixels:
         check_frame(frame)
-        raw = torch.from_numpy(np.ascontiguousarray(frame))
+        raw = torch.from_numpy(np.require(frame, requirements=["C", "W"]))  # a copy only where it must be one
         on_gpu = self.model.device.type == "cuda"
         sam = raw if on_gpu else sam_pixels(raw[None], self.model.config.segmenter)[0]
         return _Pixels(frame.shape[0], frame.shape[1], clip_pixels(frame, self.model.config.vision), sam)

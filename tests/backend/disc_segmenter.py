@@ -1,4 +1,4 @@
-"""A small deterministic segmenter for the engine's worker: a moving disc per prompt. Knows numpy; not torch."""
+"""A small deterministic segmenter for the worker: a moving disc per prompt. Knows numpy; not torch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def disc(frame_index: int, expression_index: int, height: int = HEIGHT, width: i
 def load(*, gate: str = "", load_gate: str = "", calls: str = "", fail: str = "", **_ignored):
     """The loader. `gate` and `load_gate` are files to wait for; `calls` is a file that gets a line per clip.
 
-    The words of a prompt steer it: "absent" gives empty masks, "broken" an error, "gated" waits for the gate after
-    two frames, "fatal" ends the process.
+    The words of a prompt steer it: "absent" gives empty masks, "broken" an error, "gated" waits for the gate
+    after two frames, "fatal" ends the process.
     """
     _wait_for(load_gate)
     if fail:

@@ -9,8 +9,9 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import until
+from backend_helpers import until
 from disc_segmenter import disc
+
 from glus_backend.results import decode_brush
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from glus_backend.errors import SettingError
 from glus_backend.settings import SETTINGS, Settings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from glus_backend.contracts import decode_counts, encode_counts
 from glus_backend.errors import ResultError
 from glus_backend.results import decode_alpha, decode_brush, encode_brush

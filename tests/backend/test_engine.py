@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import until
+from backend_helpers import until
 from disc_segmenter import disc
+
 from glus_backend.engine import Engine
 from glus_backend.errors import EngineError, EngineTaken, ModelNotLoaded, WorkerDied
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from disc_segmenter import disc
+
 from glus_backend.contracts import MaskTrack, ObjectMask, TextField, VideoTask
 from glus_backend.errors import ResultError
 from glus_backend.results import brush_regions, mean_score, region_mask, text_region, tracks_from_result

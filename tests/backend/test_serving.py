@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from conftest import until
+from backend_helpers import until
+
 from glus_backend.errors import SettingError
 from glus_backend.settings import Settings
 from glus_backend.wsgi import serve

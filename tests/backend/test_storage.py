@@ -6,7 +6,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import jpeg
+from backend_helpers import jpeg
+
 from glus_backend.contracts import Project, StudioAccess
 from glus_backend.errors import FileTooLarge, NotAllowed, StorageError
 from glus_backend.settings import Settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from glus_backend.contracts import TextField
 from glus_backend.errors import ConfigError, TaskError
 from glus_backend.tasks import (

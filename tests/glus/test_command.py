@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FRAMES = 16
+FRAMES = 20
 PROMPTS = ("the red square", "what moves")
 
 
@@ -104,7 +104,7 @@ def test_what_a_run_prints(whole):
     assert len(outputs(out)) == 2 * FRAMES + 1
 
 
-# ---- killed and resumed ---------------------------------------------------------------------------------------------
+# ---- killed and resumed ------------------------------------------------------------------------------------
 
 
 def wait_for_frames(process, out, frames):
@@ -113,59 +113,52 @@ def wait_for_frames(process, out, frames):
     assert process.poll() is None, process.communicate()[1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_asked_to_stop(clip, tiny_checkpoint, whole, tmp_path, number, code):
-    arguments = segment(clip, tmp_path / "out", tiny_checkpoint)
-    process = start(*arguments)
-    wait_for_frames(process, tmp_path / "out", 3)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    done = int(re.search(rf"stopped after (\d+) of {FRAMES} frames", err)[1])
-    assert 3 <= done < FRAMES
-    assert shlex.join(["glus", *map(str, arguments)]) in err
-    assert len(list((tmp_path / "out").glob("*/*.png"))) == 2 * done
-
-    resumed = glus(*arguments)
-    assert resumed[0] == 0, resumed[2]
-    assert f"going on after {done} of {FRAMES} frames" in resumed[2]
-    assert f"{FRAMES - done} frames in" in resumed[1]
-    assert outputs(tmp_path / "out") == outputs(whole[0])
-    assert not (tmp_path / "out/.run").exists()
+def went_on_after(err):
+    return int(re.search(rf"going on after (\d+) of {FRAMES} frames", err)[1])
 
 
-def test_killed(clip, tiny_checkpoint, whole, tmp_path):
-    """Twice: once with a state saved at every frame, once with none saved since."""
+def test_killed_killed_again_interrupted_terminated_and_then_left_to_finish(
+    clip, tiny_checkpoint, whole, tmp_path
+):
     out = tmp_path / "out"
-    for every, frames in (("0", 5), ("1000", 8)):
+    # First with a state saved at every frame, then without one since: those frames are computed again.
+    for every, frames in (("0", 4), ("1000", 7)):
         process = start(*segment(clip, out, tiny_checkpoint, "--save-every", every))
         wait_for_frames(process, out, frames)
         process.kill()
         process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
+    done = 0
+    for number, code, frames in ((signal.SIGINT, 130, 9), (signal.SIGTERM, 143, 13)):
+        process = start(*segment(clip, out, tiny_checkpoint))
+        wait_for_frames(process, out, frames)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        assert went_on_after(err) in ({3, 4, 5, 6} if number == signal.SIGINT else {done})
+        done = int(re.search(rf"stopped after (\d+) of {FRAMES} frames", err)[1])
+        assert frames - 1 <= done < FRAMES
+        assert shlex.join(["glus", *map(str, segment(clip, out, tiny_checkpoint))]) in err
+        assert len(list(out.glob("*/*.png"))) == 2 * done
     assert not (out / "masks.json").exists()
-    for path in out.rglob("*.png"):
-        path.read_bytes().endswith(b"IEND\xaeB`\x82")
-    code, _, err = glus(*segment(clip, out, tiny_checkpoint))
+
+    code, printed, err = glus(*segment(clip, out, tiny_checkpoint))
     assert code == 0, err
-    assert re.search(rf"going on after [4567] of {FRAMES} frames", err)
+    assert went_on_after(err) == done
+    assert f"{FRAMES - done} frames in" in printed
     assert outputs(out) == outputs(whole[0])
+    assert not (out / ".run").exists()
 
 
 def test_a_finished_and_another_run(clip, tiny_checkpoint, whole):
     code, printed, err = glus(*segment(clip, whole[0], tiny_checkpoint))
     assert code == 0, err
     assert "finished already" in printed
-    assert_said(
-        glus(*segment(clip, whole[0], tiny_checkpoint, prompts=["a cat"])),
-        2,
-        "a cat",
-        "red square",
-        "--overwrite",
-    )
+    other = glus(*segment(clip, whole[0], tiny_checkpoint, prompts=["a cat"]))
+    assert_said(other, 2, "a cat", "red square", "--overwrite")
 
 
-# ---- what can be wrong ----------------------------------------------------------------------------------------------
+# ---- what can be wrong -------------------------------------------------------------------------------------
 
 
 def test_no_such_video(tmp_path):
@@ -209,54 +202,58 @@ def test_bad_arguments(clip, tmp_path):
     assert not out.exists()
 
 
-def test_no_or_a_broken_checkpoint(clip, tiny_checkpoint, tmp_path):
-    import shutil
-
+def test_no_checkpoint(clip, tmp_path):
+    pytest.importorskip("torch")
     assert_said(glus(*segment(clip, tmp_path / "out", tmp_path / "none")), 5, "none")
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_checkpoint, broken)
-    weights = [*broken.glob("*.bin"), *broken.glob("*.safetensors")][0]
-    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    assert_said(glus(*segment(clip, tmp_path / "out", broken)), 5, "broken")
     assert not (tmp_path / "out").exists()
 
 
 def test_out_of_memory(clip, tmp_path):
     before = """
-        import glus.checkpoints, torch
+        import sys, types
+        class OutOfMemoryError(RuntimeError):
+            pass
         def load(*_, **__):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        glus.checkpoints.load = load
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        sys.modules["glus.checkpoints"] = types.SimpleNamespace(load=load)
     """
     result = glus(*segment(clip, tmp_path / "out", "m"), before=before)
     assert_said(result, 6, "Tried to allocate 20.00 GiB", "fewer prompts", "--dtype bfloat16", "--device")
-    code, _, err = glus(*segment(clip, tmp_path / "out", "m"), before=before, GLUS_DEBUG="1")
-    assert code == 6
-    assert "Traceback" in err
 
 
-NO_TORCH = """
-    import sys
-    class Without:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] in {"torch", "transformers", "peft"}:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    sys.meta_path.insert(0, Without())
-    from importlib import metadata
-    version = metadata.version
-    def without(name):
-        if name in {"torch", "transformers", "peft"}:
-            raise metadata.PackageNotFoundError(name)
-        return version(name)
-    metadata.version = without
-"""
+def test_tracebacks_on_request(tmp_path):
+    for more, changes in (((), {"GLUS_DEBUG": "1"}), (("--debug",), {})):
+        code, _, err = glus(*segment(tmp_path / "none.mp4", tmp_path / "out", "m", *more), **changes)
+        assert code == 3
+        assert "Traceback" in err
+
+
+def without(*names):
+    """Python after which these packages are not installed."""
+    return f"""
+        import sys
+        from importlib import metadata
+        class Without:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {names!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        sys.meta_path.insert(0, Without())
+        real = metadata.version
+        def version(name):
+            if name in {names!r}:
+                raise metadata.PackageNotFoundError(name)
+            return real(name)
+        metadata.version = version
+    """
 
 
 def test_without_the_model_extra(clip, tmp_path):
-    result = glus(*segment(clip, tmp_path / "out", "m"), before=NO_TORCH)
+    result = glus(*segment(clip, tmp_path / "out", "m"), before=without("torch", "transformers"))
     assert_said(result, 1, "torch", "pip install 'glus-label-studio[model]'")
     assert_said(
-        glus("convert", "a", tmp_path / "b", before=NO_TORCH), 1, "pip install 'glus-label-studio[model]'"
+        glus("convert", "a", tmp_path / "b", before=without("torch", "transformers")),
+        1,
+        "pip install 'glus-label-studio[model]'",
     )
 
 
@@ -287,7 +284,7 @@ def test_an_unexpected_error_is_one_line_and_a_hint(clip, tmp_path):
     assert_said(glus(*segment(clip, tmp_path / "out", "m"), before=before), 1, "ZeroDivisionError", "--debug")
 
 
-# ---- the other commands ---------------------------------------------------------------------------------------------
+# ---- the other commands ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["segment", "--help"], ["--version"], ["serve", "--help"]])
@@ -321,23 +318,14 @@ def test_doctor():
 
 
 def test_doctor_without_torch():
-    code, printed, err = glus("doctor", before=NO_TORCH)
+    code, printed, err = glus("doctor", before=without("torch", "transformers"))
     assert code == 0, err
     assert "torch is not installed" in printed
     assert "pip install 'glus-label-studio[model]'" in printed
 
 
 def test_doctor_without_something_required():
-    before = """
-        from importlib import metadata
-        version = metadata.version
-        def without(name):
-            if name == "flask":
-                raise metadata.PackageNotFoundError(name)
-            return version(name)
-        metadata.version = without
-    """
-    code, printed, _ = glus("doctor", before=before + textwrap.dedent(NO_TORCH).replace("version", "earlier"))
+    code, printed, _ = glus("doctor", before=without("flask", "torch", "transformers"))
     assert code == 1
     assert "flask is not installed" in printed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 import unicodedata
@@ -17,7 +18,7 @@ pytest.importorskip("torch")
 import cv2
 
 from glus import runs
-from glus.errors import GlusError, PromptError, SettingError, VideoNotFound
+from glus.errors import CheckpointError, GlusError, PromptError, SettingError, VideoNotFound
 from glus.masks import decode_rle
 from glus.video import VideoWriter
 
@@ -316,6 +317,16 @@ def test_a_run_that_fails_before_its_first_frame_leaves_nothing(settings, tmp_pa
         with pytest.raises(error):
             runs.run(replace(settings, **changed), out)
         assert not out.exists()
+
+
+def test_a_damaged_checkpoint(settings, tiny_checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    weights = next(path for path in broken.iterdir() if path.suffix in {".bin", ".safetensors"})
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError):
+        runs.run(replace(settings, model=str(broken)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_run_at_a_time_in_a_folder(settings, tmp_path):
