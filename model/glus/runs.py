@@ -14,7 +14,7 @@ The folder of a run:
      "video":    {"name", "width", "height", "frames", "fps", "fps_exact": "30000/1001", "sha256"},
      "model":    {"checkpoint", "vision_tower", "sam2_config", "memory_fuser_gamma", "asked_dtype",
                   "device": "cuda", "dtype": "bfloat16"},
-     "settings": {"key_frame": as asked, "memory": bool, "key_frames": [one a prompt, or null]},
+     "settings": {"key_frame": number, "auto" or null, "memory": bool, "chosen_key_frame": for "auto"},
      "prompts":  [{"expression": "the dog that turns left", "folder": "the-dog-that-turns-left"}],
      "masks":    [{"frame": 0, "time": seconds, "expression": index into prompts,
                    "segmentation": {"size": [height, width], "counts": string}, "area": pixels,
@@ -57,11 +57,12 @@ if TYPE_CHECKING:
     import torch
 
     from glus.modeling.glus import Glus
+    from glus.streaming import Segmentation
     from glus.video import FrameSource
 
 FORMAT = 1
 FORMATS = ("png", "overlay", "coco")
-Stage = Literal["loading", "key frames", "segmenting", "overlay"]
+Stage = Literal["loading", "key frame", "segmenting", "overlay"]
 INSTALL = "pip install 'glus-label-studio[model]'"
 _MODEL_MODULES = {
     "accelerate",
@@ -98,7 +99,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` frames (prompts, while choosing key frames); an earlier run did `resumed`."""
+    """`done` of `total` frames; an earlier run did the first `resumed` of them."""
 
     stage: Stage
     done: int
@@ -127,7 +128,6 @@ class RunReport:
     total: int
     computed: int
     seconds: float
-    frames: int
     formats: tuple[str, ...]
     prompts: tuple[PromptSummary, ...]
 
@@ -137,18 +137,9 @@ class _Stop(Exception):  # noqa: N818 - never leaves this file
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """Prompts that share a key frame, and so share one pass over the video."""
-
-    key_frame: int | None
-    expressions: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class _State:
-    """What a run goes on from: passes done, the model's state in the next, and the journal's length then."""
+    """What a run goes on from: the model's state, and the journal's length then."""
 
-    passes_done: int = 0
     journal_bytes: int = 0
     tensors: Mapping[str, torch.Tensor] | None = None
 
@@ -266,26 +257,63 @@ class _Run:
         return report
 
     def _segment(self, journal: _Journal, state: _State) -> None:
-        if state.passes_done and state.passes_done == len(self._passes()):
+        if journal.frames and journal.frames == len(self.source):
             return  # only the files made from the journal are missing: no model is needed for them
+        from glus.streaming import Segmentation
+
         self.progress(Progress("loading", 0, 1))
         model = self._load()
-        self._choose_key_frames(model)
-        passes = self._passes()
-        resumed = sum(journal.frames_of(each.expressions) for each in passes)
-        total = len(self.source) * len(passes)
-        self.progress(Progress("segmenting", resumed, total, resumed))
-        if self.stop():
-            raise _Stop
+        segmentation = Segmentation(
+            model,
+            self.source,
+            self.settings.prompts,
+            memory=self.settings.memory,
+            key_frame=self._key_frame(model),
+            state=state.tensors,
+        )
+        # Only now: a run that fails on its prompts or its model leaves nothing that the next has to match.
+        self.folder.write_json("run.json", self.manifest)
+        resumed = journal.frames
+        self.progress(Progress("segmenting", resumed, len(self.source), resumed))
+        started = time.monotonic()
+        masks = iter(segmentation)
+        try:
+            if self.stop():
+                raise _Stop
+            self._frames(segmentation, masks, journal, resumed)
+        finally:
+            self.seconds = time.monotonic() - started
+            close = getattr(masks, "close", None)
+            if close is not None:  # so that frames are no longer read ahead
+                close()
+        # Asked again, for a file that turns out to be damaged midway has fewer frames than it promised.
+        missing = len(self.source) - journal.frames
+        if missing:
+            raise GlusError(f"{self.source.name}: {missing} of {len(self.source)} frames were not segmented")
+        self.folder.write_state(_State(journal.sync()))
 
-        def count() -> None:
+    def _frames(
+        self, segmentation: Segmentation, masks: Iterator[FrameMask], journal: _Journal, resumed: int
+    ) -> None:
+        saved, save_every = time.monotonic(), self.save_every
+        frame: list[dict[str, Any]] = []
+        for found in masks:
+            frame.append(self._keep(found))
+            if len(frame) < len(self.settings.prompts):
+                continue
+            journal.add(frame)
+            frame = []
             self.computed += 1
-            done = sum(journal.frames_of(each.expressions) for each in passes)
-            self.progress(Progress("segmenting", done, total, resumed))
-
-        for number in range(state.passes_done, len(passes)):
-            state = self._one_pass(model, passes[number], state, journal, count)
-            self.folder.write_state(state)
+            self.progress(Progress("segmenting", journal.frames, len(self.source), resumed))
+            now, stopping = time.monotonic(), self.stop()
+            if stopping or now - saved >= save_every:
+                # Within frames that are computed together the state is behind the journal: on resuming, some
+                # come again, and the journal's last line on a mask counts.
+                self.folder.write_state(_State(journal.sync(), segmentation.state_dict()))
+                saved = time.monotonic()
+                save_every = max(self.save_every, 20 * (saved - now))
+            if stopping:
+                raise _Stop
 
     def _load(self) -> Glus:
         from glus.checkpoints import load
@@ -309,94 +337,28 @@ class _Run:
             )
         return model
 
-    def _choose_key_frames(self, model: Glus) -> None:
-        """Settle `auto`, once: what was chosen is kept, so that a resumed run does not choose again."""
-        if self.settings.key_frame != "auto" or "key_frames" in self.manifest:
-            return
-        from glus.key_frames import choose
+    def _key_frame(self, model: Glus) -> int | None:
+        """The key frame; for `auto`, the one chosen first: a resumed run must not choose again."""
+        if self.settings.key_frame != "auto":
+            return self.settings.key_frame
+        if "key_frame" not in self.manifest:
+            from glus.key_frames import choose
 
-        chosen = []
-        for n, expression in enumerate(self.settings.prompts):
-            self.progress(Progress("key frames", n, len(self.settings.prompts)))
-            chosen.append(choose(model, self.source, expression))
-        self.manifest["key_frames"] = chosen
-        self.folder.write_json("run.json", self.manifest)
+            self.progress(Progress("key frame", 0, 1))
+            self.manifest["key_frame"] = choose(model, self.source, self.settings.prompts)
+        return int(self.manifest["key_frame"])
 
-    def _key_frames(self) -> list[int | None]:
-        """The key frame of each prompt."""
-        if self.settings.key_frame == "auto":
-            return list(self.manifest.get("key_frames", []))
-        return [self.settings.key_frame] * len(self.settings.prompts)
-
-    def _passes(self) -> list[_Pass]:
-        groups: dict[int | None, list[int]] = {}
-        for expression, key_frame in enumerate(self._key_frames()):
-            groups.setdefault(key_frame, []).append(expression)
-        return [_Pass(key_frame, tuple(group)) for key_frame, group in groups.items()]
-
-    def _one_pass(
-        self, model: Glus, this: _Pass, state: _State, journal: _Journal, count: Callable[[], None]
-    ) -> _State:
-        """Segment every frame for the prompts of one pass; returns the state to go on from with the next."""
-        from glus.streaming import Segmentation
-
-        segmentation = Segmentation(
-            model,
-            self.source,
-            [self.settings.prompts[n] for n in this.expressions],
-            memory=self.settings.memory,
-            key_frame=this.key_frame,
-            state=state.tensors,
-        )
-        # Only now: a run that fails on its prompts or its model leaves nothing that the next has to match.
-        self.folder.write_json("run.json", self.manifest)
-        started = saved = time.monotonic()
-        save_every, frame = self.save_every, []
-        masks = iter(segmentation)
-        try:
-            for found in masks:
-                frame.append(self._keep(found, this.expressions[found.expression_index]))
-                if len(frame) < len(this.expressions):
-                    continue
-                journal.add(frame)
-                frame = []
-                count()
-                now, stopping = time.monotonic(), self.stop()
-                if not stopping and now - saved < save_every:
-                    continue
-                tensors = segmentation.state_dict()
-                if _frames_behind(tensors, len(self.source), this.key_frame) not in {
-                    None,
-                    journal.frames_of(this.expressions),
-                }:
-                    continue  # at the end of the chunk, the state and the journal speak of the same point
-                self.folder.write_state(_State(state.passes_done, journal.sync(), tensors))
-                saved = time.monotonic()
-                save_every = max(self.save_every, 20 * (saved - now))
-                if stopping:
-                    raise _Stop
-        finally:
-            self.seconds += time.monotonic() - started
-            close = getattr(masks, "close", None)
-            if close is not None:  # so that frames are no longer read ahead
-                close()
-        # Asked again, for a file that turns out to be damaged midway has fewer frames than it promised.
-        missing = len(self.source) - journal.frames_of(this.expressions)
-        if missing:
-            raise GlusError(f"{self.source.name}: {missing} of {len(self.source)} frames were not segmented")
-        return _State(state.passes_done + 1, journal.sync())
-
-    def _keep(self, found: FrameMask, expression: int) -> dict[str, Any]:
+    def _keep(self, found: FrameMask) -> dict[str, Any]:
         """Write the PNG of one mask; returns its entry in the journal and in masks.json."""
         if "png" in self.settings.formats:
-            folder = self.manifest["folders"][expression]
+            folder = self.manifest["folders"][found.expression_index]
             self.folder.write_whole(
                 f"{folder}/{frame_name(found.frame_index, self.manifest['frames'])}", [png(found.mask)]
             )
         return {
             "frame": found.frame_index,
             "time": float(self.source.times[found.frame_index]),
-            "expression": expression,
+            "expression": found.expression_index,
             "segmentation": encode_rle(found.mask),
             "area": int(found.mask.sum()),
             "bbox": bounding_box(found.mask),
@@ -413,13 +375,13 @@ class _Run:
                 "name": source.name,
                 "width": source.width,
                 "height": source.height,
-                "frames": journal.frames_of(range(len(self.settings.prompts))),
+                "frames": journal.frames,
                 "fps": float(source.fps),
                 "fps_exact": f"{source.fps.numerator}/{source.fps.denominator}",
                 "sha256": asked["video"]["sha256"],
             },
             "model": asked["model"] | self.manifest.get("runs_on", {}),
-            "settings": asked["settings"] | {"key_frames": self._key_frames()},
+            "settings": asked["settings"] | {"chosen_key_frame": self.manifest.get("key_frame")},
             "prompts": [
                 {"expression": expression, "folder": folder}
                 for expression, folder in zip(self.settings.prompts, self.manifest["folders"], strict=True)
@@ -448,16 +410,14 @@ class _Run:
         temporary.replace(self.folder.out / "overlay.mp4")
 
     def _report(self, journal: _Journal, *, finished: bool) -> RunReport:
-        passes = self._passes()
         return RunReport(
             out=self.folder.out,
             finished=finished,
             already=False,
-            done=sum(journal.frames_of(each.expressions) for each in passes),
-            total=len(self.source) * max(1, len(passes)),
+            done=journal.frames,
+            total=len(self.source),
             computed=self.computed,
             seconds=self.seconds,
-            frames=len(self.source),
             formats=self.settings.formats,
             prompts=tuple(
                 PromptSummary(expression, folder, *journal.summary(n))
@@ -466,20 +426,6 @@ class _Run:
                 )
             ),
         )
-
-
-def _frames_behind(tensors: Mapping[str, torch.Tensor], frames: int, key_frame: int | None) -> int | None:
-    """How many frames a segmentation's state has behind it, None if it does not say.
-
-    It is ahead of what was yielded when several frames are computed together; and after the key frame's own
-    step it first has to turn round before it can go on both ways.
-    """
-    if "session.count" not in tensors:
-        return None
-    count = int(tensors["session.count"])
-    if tensors["backward"]:
-        return frames - (key_frame or 0) + count - 1
-    return count if not key_frame or any(name.startswith("turned.") for name in tensors) else 0
 
 
 class _Journal:
@@ -537,9 +483,10 @@ class _Journal:
         os.fsync(self._file.fileno())
         return self._end
 
-    def frames_of(self, expressions: Sequence[int]) -> int:
-        """How many frames are there for all of these expressions."""
-        return min(self._counts[n] for n in expressions)
+    @property
+    def frames(self) -> int:
+        """How many frames are there, with all their masks."""
+        return min(self._counts)
 
     def _line(self, slot: int) -> bytes:
         self._file.seek(self._offsets[slot])
@@ -669,7 +616,7 @@ class _Folder:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is not a mapping
         except SafetensorError as error:
             raise GlusError(f"{path} cannot be read ({error}): start over with --overwrite") from error
-        return _State(int(facts["passes_done"]), int(facts["journal_bytes"]), tensors or None)
+        return _State(int(facts["journal_bytes"]), tensors or None)
 
     def write_state(self, state: _State) -> None:
         from safetensors.torch import save_file
@@ -679,8 +626,7 @@ class _Folder:
         tensors = {
             name: value.detach().cpu().clone().contiguous() for name, value in (state.tensors or {}).items()
         }
-        facts = {"passes_done": str(state.passes_done), "journal_bytes": str(state.journal_bytes)}
-        save_file(tensors, temporary, metadata=facts)
+        save_file(tensors, temporary, metadata={"journal_bytes": str(state.journal_bytes)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -916,7 +862,6 @@ def _report_of(settings: Settings, out: Path, manifest: Mapping[str, Any]) -> Ru
         total=frames,
         computed=0,
         seconds=0.0,
-        frames=frames,
         formats=settings.formats,
         prompts=tuple(PromptSummary(**prompt) for prompt in manifest["prompts"]),
     )

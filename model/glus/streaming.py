@@ -25,7 +25,7 @@ from glus.masks import NO_OBJECT_LOGIT, FrameMask
 from glus.memory import MemoryBank
 from glus.modeling.glus import Glus
 from glus.modeling.language import Prefix
-from glus.modeling.segmenter import Decoded, ImageFeatures
+from glus.modeling.segmenter import ImageFeatures
 from glus.processing import (
     Frame,
     check_frame,
@@ -257,8 +257,8 @@ class VideoSession:
             self._decide(features[slice(t, t + 1)], prompts[t * count : (t + 1) * count], found_list[t])
             for t in range(len(frames))
         ]
-        logits = torch.stack([d.logits for d in decided])  # (T, K, h, w)
-        scores = (torch.stack([d.iou for d in decided]) * confidence.reshape(-1, count)).clamp(0, 1).tolist()
+        logits = torch.stack([small for small, _ in decided])  # (T, K, h, w)
+        scores = (torch.stack([iou for _, iou in decided]) * confidence.reshape(-1, count)).clamp(0, 1).tolist()
         return self._masks(frames, logits, scores, found_list)
 
     def _sam_input(self, frames: Sequence[_Pixels]) -> Tensor:
@@ -288,28 +288,31 @@ class VideoSession:
         ]
         return torch.cat(parts)
 
-    def _decide(self, features: ImageFeatures, prompts: Tensor, found: list[bool]) -> Decoded:
-        """One frame, all expressions: look at the memories, decode, remember. Advances the counter."""
-        segmenter, frame = self.model.segmenter, self._count
-        count = len(self.expressions)
-        conditioned = features.coarse.new_empty((count, *features.coarse.shape[1:]))
+    def _decide(self, features: ImageFeatures, prompts: Tensor, found: list[bool]) -> tuple[Tensor, Tensor]:
+        """One frame, all expressions: look at the memories, decode, remember. Advances the counter.
+
+        Returns:
+            (K, h, w) logits and (K,) predicted IoU.
+        """
+        frame, count = self._count, len(self.expressions)
         groups: dict[tuple[int, ...], list[int]] = {}
         for number in range(count):
             key = tuple(self._banks[number].frames(frame)) if self._banks else ()
             groups.setdefault(key, []).append(number)  # expressions that remember the same frames go together
+        logits: list[Tensor] = [features.coarse] * count
+        iou: list[Tensor] = [features.coarse] * count
         for key, members in groups.items():
             memories = None
             if key:
                 memories = torch.stack([torch.stack([self._banks[n].get(f) for f in key]) for n in members])
-            coarse = features.coarse.expand(len(members), -1, -1, -1)
-            conditioned[members] = segmenter.condition(coarse, memories)
-        decoded = segmenter.decode(features.expand(count), conditioned, prompts)
-        if self._banks:
-            memory = segmenter.encode_memory(conditioned, decoded.logits)
-            for number, bank in enumerate(self._banks):
-                bank.advance(frame, memory[number] if found[number] else None)
+            mine = prompts if len(members) == count else prompts[members]
+            step = self.model.recurrent_step(features, mine, memories, remember=bool(self._banks))
+            for place, number in enumerate(members):
+                logits[number], iou[number] = step.decoded.logits[place], step.decoded.iou[place]
+                if step.memory is not None:
+                    self._banks[number].advance(frame, step.memory[place] if found[number] else None)
         self._count += 1
-        return decoded
+        return torch.stack(logits), torch.stack(iou)
 
     def _masks(
         self, frames: Sequence[_Pixels], logits: Tensor, scores: list[list[float]], found: list[list[bool]]

@@ -8,14 +8,15 @@ h w of the mask logits, g side of the memory grid, S side of the segmenter's inp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from glus.config import GlusConfig
 from glus.modeling.language import Language, Prefix, pad_windows
-from glus.modeling.segmenter import Segmenter
+from glus.modeling.recurrence import GraphedStep, Step, recurrent_step
+from glus.modeling.segmenter import ImageFeatures, Segmenter
 from glus.modeling.vision import VisionTower
 from glus.processing import IMAGE_ID
 
@@ -43,6 +44,8 @@ class Glus(nn.Module):
         self.language = Language(config.language)
         self.text_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
         self.segmenter = Segmenter(config.segmenter)
+        self.use_cuda_graphs = True  # no effect on a CPU
+        self._graphed: GraphedStep | None = None
 
     @property
     def device(self) -> torch.device:
@@ -88,3 +91,22 @@ class Glus(nn.Module):
         """
         embeddings, last = pad_windows([self.embed_prompt(ids, images) for ids, images in windows])
         return self.language.read_windows(prefix, embeddings, last)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Glus:  # noqa: ANN401 - nn.Module's own signature
+        self.forget_graphs()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def recurrent_step(
+        self, features: ImageFeatures, prompts: Tensor, memories: Tensor | None, *, remember: bool
+    ) -> Step:
+        """Look at memories, decode, remember; see `recurrence.recurrent_step`. Replays a CUDA graph where it can."""
+        if self.device.type != "cuda" or not self.use_cuda_graphs or torch.is_grad_enabled():
+            return recurrent_step(self.segmenter, features, prompts, memories, remember=remember)
+        if self._graphed is None:
+            self._graphed = GraphedStep(self.segmenter)
+        return self._graphed(features, prompts, memories, remember=remember)
+
+    def forget_graphs(self) -> None:
+        """Drop captured CUDA graphs; to be called after weights were replaced, and to free their memory."""
+        self._graphed = None

@@ -142,13 +142,15 @@ class Segmenter(nn.Module):
 
     def set_memory_fuser_gamma(self, convention: MemoryFuserGamma) -> None:
         """Use the memory fuser's trained scales, or 1e-6 as the published evaluation did. May be switched at will."""
-        for name, parameter in self.sam2.named_parameters():
-            if FUSER_GAMMA.search(name):
+        with torch.no_grad():  # in place: captured CUDA graphs hold the address
+            for name, parameter in self.sam2.named_parameters():
+                if not FUSER_GAMMA.search(name):
+                    continue
                 if convention == "reset":
                     self._trained_gamma.setdefault(name, parameter.detach().clone())
-                    parameter.data = torch.full_like(parameter.data, RESET_GAMMA)
+                    parameter.data.fill_(RESET_GAMMA)
                 elif name in self._trained_gamma:
-                    parameter.data = self._trained_gamma.pop(name).to(parameter.data)
+                    parameter.data.copy_(self._trained_gamma.pop(name))
 
     def trained_gamma(self) -> dict[str, Tensor]:
         """Trained scales that `set_memory_fuser_gamma("reset")` put aside, by the SAM 2 module's parameter name."""
