@@ -81,6 +81,7 @@ def load_oracle(oracle_folder, recorded_tokenizer, monkeypatch):
     def load(**options):
         options.setdefault("sam2_config", ORACLE / "sam2.json")
         options.setdefault("memory_fuser_gamma", "checkpoint")
+        options.setdefault("device", "cpu")
         return glus.load(oracle_folder, **options)
 
     return load

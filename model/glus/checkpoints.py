@@ -22,7 +22,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -96,11 +96,14 @@ def file_names(module_name: str) -> tuple[str, ...]:
 def empty_model(config: GlusConfig, tokenizer: Tokenizer, name: str) -> Glus:
     """The network without weights: parameters have shapes and no memory, buffers are real."""
     from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
 
+    # whatever the libraries say to sizes that do not fit together, each in its own way
+    unfit = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError, StrictDataclassError)
     try:
         with init_empty_weights(include_buffers=False):
             return Glus(config, tokenizer, name)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except unfit as error:
         raise CheckpointError(f"{name}: no network can be built from its configuration ({error})") from error
 
 
@@ -126,14 +129,15 @@ def find(reference: str | os.PathLike[str], what: str = "checkpoint") -> Path:
 
 
 def _download(hub_id: str, what: str) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.model", "*.safetensors", "pytorch_model*.bin"]
     try:
         # finished files are kept and a broken download goes on where it stopped
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (httpx.HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"the {what} {hub_id!r} is neither a folder here nor could it be had from the hub ({reason}). "
@@ -383,20 +387,26 @@ def wanted_names(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return wanted
 
 
+_SAM2_HINT = (
+    " The SAM 2 sizes are not stored in a published checkpoint: pass its configuration (sam2_config=, --sam2-config)."
+)
+
+
 def check_present(wanted: Mapping[str, tuple[int, ...]], where: Mapping[str, tuple[Source, str]]) -> None:
     """Raise CheckpointError unless every wanted tensor is there in its shape."""
     missing = [f"{key} (in {source.folder})" for source, key in where.values() if key not in source]
     if missing:
-        raise CheckpointError(f"{len(missing)} tensors are missing: {_some(missing)}. Is the checkpoint complete?")
+        hint = _SAM2_HINT if any("visual_model" in line for line in missing) else ""
+        raise CheckpointError(
+            f"{len(missing)} tensors are missing: {_some(missing)}. Is the checkpoint complete?{hint}"
+        )
     wrong = [
         f"{key} in {source.file(key)} is {source.shape(key)}, the configuration says {wanted[name]}"
         for name, (source, key) in where.items()
         if source.shape(key) != wanted[name]
     ]
     if wrong:
-        hint = ""
-        if any("visual_model" in line for line in wrong):
-            hint = " The SAM 2 sizes are not stored in a checkpoint: pass its configuration (sam2_config=, --sam2-config)."
+        hint = _SAM2_HINT if any("visual_model" in line for line in wrong) else ""
         raise CheckpointError(f"{len(wrong)} tensors do not fit: {_some(wrong)}.{hint}")
 
 
@@ -434,10 +444,12 @@ def load(
 
     Raises:
         CheckpointError: not found, incomplete, damaged or not fitting; the message names the file or tensor.
-        SettingError: an unknown device or dtype.
+        SettingError: an unknown device, dtype or memory_fuser_gamma.
     """
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
+    if memory_fuser_gamma not in {None, *get_args(MemoryFuserGamma)}:
+        raise SettingError(f"unknown memory_fuser_gamma {memory_fuser_gamma!r}; wanted 'checkpoint' or 'reset'")
     folder = find(checkpoint)
     if is_own_layout(folder):
         config = GlusConfig.from_json(read_json(folder / "config.json"))
@@ -506,7 +518,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise SettingError(f"unknown device {device!r}; wanted auto, cpu, cuda or cuda:N") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise SettingError(f"device {device!r} was asked for, but torch sees no CUDA device; `glus doctor` says more")

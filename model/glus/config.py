@@ -195,7 +195,7 @@ class GlusConfig:
             "memory": MemoryConfig,
             "window": WindowConfig,
         }
-        built = {name: _build(kind, rest.pop(name, {}), name) for name, kind in parts.items()}
+        built: dict[str, Any] = {name: _build(kind, rest.pop(name, {}), name) for name, kind in parts.items()}
         gamma = rest.pop("memory_fuser_gamma", "checkpoint")
         if rest:
             raise CheckpointError(f"config.json has unknown entries {sorted(rest)}; was it written by a newer version?")
@@ -210,6 +210,8 @@ _Part = TypeVar("_Part")
 
 
 def _build(kind: type[_Part], values: Mapping[str, Any], where: str) -> _Part:
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"config.json: {where} is {type(values).__name__}; wanted an object of sizes")
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:

@@ -233,9 +233,7 @@ def _memory() -> int | None:
 
 def _cache() -> Path:
     """Where downloaded checkpoints lie; the hub's own rule, for it may not be installed."""
-    home = os.environ.get("HF_HOME") or str(
-        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    )
+    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
@@ -254,9 +252,7 @@ def render(report: Report) -> str:
     for name, version in report.versions.items():
         note = f" (FFmpeg {report.ffmpeg})" if name == "av" and report.ffmpeg else ""
         if name == "torchvision":
-            note = (
-                f" ({report.torchvision}; not needed)" if report.torchvision != "absent" else " (not needed)"
-            )
+            note = f" ({report.torchvision}; not needed)" if report.torchvision != "absent" else " (not needed)"
         lines.append(f"  {name:{width}}  {version or '-'}{note}")
     lines.append("")
     for device in report.devices:

@@ -52,6 +52,8 @@ def spread(length: int, count: int = CANDIDATES) -> list[int]:
     """Up to `count` frames spread over a clip of `length`, first and last among them."""
     if length <= count:
         return list(range(length))
+    if count < 2:  # too few for both ends
+        return [0] * count
     return sorted({round(i * (length - 1) / (count - 1)) for i in range(count)})
 
 

@@ -54,7 +54,7 @@ def _values(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
         return 0.02 * noise + (1.0 if name.endswith(("weight", "scale")) else 0.0)
     if "embed" in name or "token" in name or "encoding" in name:
         return noise  # embeddings, learnt tokens, position codes: no fan-in
-    return noise / like[0].numel() ** 0.5
+    return noise / float(like[0].numel()) ** 0.5
 
 
 def _answer_seg(model: Glus) -> None:
@@ -129,7 +129,8 @@ def write_miniature(
             "image_start_id": tokenizer.added[IMAGE_START_TOKEN],
             "image_end_id": tokenizer.added[IMAGE_END_TOKEN],
         }
-        config = dataclasses.replace(config, language=dataclasses.replace(config.language, **added))
+        language = dataclasses.replace(config.language, **added)  # type: ignore[arg-type] # three integer fields
+        config = dataclasses.replace(config, language=language)
         model = random_model(config, tokenizer, seed=seed, device=device)
         kept = ("model.visual_model.", "model.text_hidden_fcs.", "vision_tower.")
         tensors = (
@@ -138,3 +139,9 @@ def write_miniature(
         )
         write_published(work, config, tokenizer, tensors, shard_bytes=shard_bytes, kind=kind)
     return folder
+
+
+if __name__ == "__main__":
+    import sys
+
+    write_miniature(Path(sys.argv[1]))

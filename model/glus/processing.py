@@ -120,10 +120,12 @@ def clean_expression(expression: str, reserved: Sequence[str] = ()) -> str:
     """
     if not isinstance(expression, str):
         raise PromptError(f"an expression is {type(expression).__name__}; wanted a string such as 'the dog on the left'")
-    if not expression.strip().strip("."):
+    if not expression.replace(".", "").strip():
         raise PromptError(
             f"the prompt is empty ({expression!r}); say what to segment, for example 'the dog that turns left'"
         )
+    if any("\ud800" <= character <= "\udfff" for character in expression):
+        raise PromptError(f"the prompt {expression!r} holds half a character (a lone surrogate); write it again")
     for token in (IMAGE, *reserved):
         if token.lower() in expression.lower():
             raise PromptError(f"the prompt {expression!r} holds {token}, which the model reserves; leave it out")

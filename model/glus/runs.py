@@ -169,9 +169,7 @@ def run(
     check_prompts(settings.prompts)
     unknown = [name for name in settings.formats if name not in FORMATS]
     if unknown or not settings.formats:
-        raise SettingError(
-            f"unknown output format {', '.join(unknown) or '(none)'}; choose from {', '.join(FORMATS)}"
-        )
+        raise SettingError(f"unknown output format {', '.join(unknown) or '(none)'}; choose from {', '.join(FORMATS)}")
     with plain_errors():
         caller = _Caller(progress or (lambda _: None), stop or (lambda: False), save_every)
         return _run(settings, Path(out), overwrite, caller)
@@ -259,10 +257,10 @@ class _Run:
     def _segment(self, journal: _Journal, state: _State) -> None:
         if journal.frames and journal.frames == len(self.source):
             return  # only the files made from the journal are missing: no model is needed for them
-        from glus.streaming import Segmentation
-
         self.progress(Progress("loading", 0, 1))
         model = self._load()
+        from glus.streaming import Segmentation
+
         segmentation = Segmentation(
             model,
             self.source,
@@ -292,9 +290,7 @@ class _Run:
             raise GlusError(f"{self.source.name}: {missing} of {len(self.source)} frames were not segmented")
         self.folder.write_state(_State(journal.sync()))
 
-    def _frames(
-        self, segmentation: Segmentation, masks: Iterator[FrameMask], journal: _Journal, resumed: int
-    ) -> None:
+    def _frames(self, segmentation: Segmentation, masks: Iterator[FrameMask], journal: _Journal, resumed: int) -> None:
         saved, save_every = time.monotonic(), self.save_every
         frame: list[dict[str, Any]] = []
         for found in masks:
@@ -387,9 +383,7 @@ class _Run:
                 for expression, folder in zip(self.settings.prompts, self.manifest["folders"], strict=True)
             ],
         }
-        yield (
-            json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}").encode() + b',\n "masks": [\n'
-        )
+        yield (json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}").encode() + b',\n "masks": [\n')
         separator = b""
         for line in journal.lines():
             yield separator + line
@@ -623,9 +617,7 @@ class _Folder:
 
         temporary, path = self.state_dir / "state.part", self.state_dir / "state.safetensors"
         # Copies, for the format has no views: two names for one piece of memory are refused.
-        tensors = {
-            name: value.detach().cpu().clone().contiguous() for name, value in (state.tensors or {}).items()
-        }
+        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in (state.tensors or {}).items()}
         save_file(tensors, temporary, metadata={"journal_bytes": str(state.journal_bytes)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -650,9 +642,7 @@ def _same_file(path: Path, file: IO[bytes]) -> bool:
 def check_prompts(prompts: Sequence[str]) -> None:
     """Raise where there is nothing to ask."""
     if not prompts:
-        raise PromptError(
-            "no prompt was given: say what to look for, such as --prompt 'the dog that turns left'"
-        )
+        raise PromptError("no prompt was given: say what to look for, such as --prompt 'the dog that turns left'")
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
             raise PromptError(
@@ -759,9 +749,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _out_of_memory(error: BaseException) -> bool:
     # By name, for torch need not be imported here; its CPU allocator raises a plain RuntimeError.
-    if isinstance(error, MemoryError) or any(
-        kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__
-    ):
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
     return isinstance(error, RuntimeError) and (
         "DefaultCPUAllocator: can't allocate memory" in str(error)

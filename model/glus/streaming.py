@@ -170,7 +170,7 @@ class VideoSession:
         Returns:
             For each frame, one FrameMask for each expression.
         """
-        return self._steps([self._prepare(frame) for frame in frames])
+        return self._steps([self._prepare(frame) for frame in frames]) if len(frames) else []
 
     def run(self, frames: Iterable[Frame], chunk: int | None = None) -> Iterator[FrameMask]:
         """Segment all frames of an iterator, reading and preparing ahead while the model works.

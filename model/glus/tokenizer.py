@@ -122,7 +122,7 @@ def _added_tokens(folder: Path, processor: Any) -> dict[str, int]:  # noqa: ANN4
     if listed.is_file():
         try:
             return {str(token): int(i) for token, i in json.loads(listed.read_text(encoding="utf-8")).items()}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{listed} is not a JSON object of token: id; download it again") from error
     # a vocabulary may hold the tokens itself, as user-defined pieces
     pieces = {token: processor.piece_to_id(token) for token in (SEG_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)}

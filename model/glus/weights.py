@@ -5,6 +5,7 @@ tensors; not models.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -133,7 +134,7 @@ class WeightFolder:
 
     def _listed(self, index: Path) -> list[Path]:
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted({os.fspath(n) for n in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index} is not a weight index ({error}); download it again") from error
         absent = [name for name in names if not (self.folder / name).is_file()]

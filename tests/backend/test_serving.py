@@ -23,6 +23,7 @@ SERVE = """
 import sys; sys.path.insert(0, sys.argv[1])
 from glus_backend import engine, wsgi
 from glus_backend.settings import Settings
+wsgi._PATIENCE = 0.5
 engine.GLUS_LOADER = "disc_segmenter:load_real"
 wsgi.serve("127.0.0.1", int(sys.argv[2]), Settings.from_env(), model="given-here")
 """

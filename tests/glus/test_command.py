@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# pycocotools decodes with a signature that numpy 2 wants changed.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 ROOT = Path(__file__).parents[2]
 FRAMES = 20
 PROMPTS = ("the red square", "what moves")
@@ -117,9 +120,7 @@ def went_on_after(err):
     return int(re.search(rf"going on after (\d+) of {FRAMES} frames", err)[1])
 
 
-def test_killed_killed_again_interrupted_terminated_and_then_left_to_finish(
-    clip, tiny_checkpoint, whole, tmp_path
-):
+def test_killed_killed_again_interrupted_terminated_and_then_left_to_finish(clip, tiny_checkpoint, whole, tmp_path):
     out = tmp_path / "out"
     # First with a state saved at every frame, then without one since: those frames are computed again.
     for every, frames in (("0", 4), ("1000", 7)):
@@ -142,10 +143,11 @@ def test_killed_killed_again_interrupted_terminated_and_then_left_to_finish(
         assert len(list(out.glob("*/*.png"))) == 2 * done
     assert not (out / "masks.json").exists()
 
-    code, printed, err = glus(*segment(clip, out, tiny_checkpoint))
-    assert code == 0, err
-    assert went_on_after(err) == done
-    assert f"{FRAMES - done} frames in" in printed
+    # The same in this process, to save the time of starting another.
+    from glus import runs
+
+    settings = runs.Settings(str(clip), PROMPTS, str(tiny_checkpoint), device="cpu")
+    assert runs.run(settings, out).computed == FRAMES - done
     assert outputs(out) == outputs(whole[0])
     assert not (out / ".run").exists()
 
@@ -191,9 +193,7 @@ def test_not_a_video(tmp_path, kind):
 def test_bad_arguments(clip, tmp_path):
     out = tmp_path / "out"
     assert_said(glus(*segment(clip, out, "m", prompts=["a dog", "  "])), 2, "prompt 2 is empty", "--prompt")
-    assert_said(
-        glus(*segment(clip, out, "m", "--key-frame", FRAMES)), 2, f"{FRAMES} frames", f"0 to {FRAMES - 1}"
-    )
+    assert_said(glus(*segment(clip, out, "m", "--key-frame", FRAMES)), 2, f"{FRAMES} frames", f"0 to {FRAMES - 1}")
     assert_said(glus(*segment(clip, out, "m", "--key-frame", "-1")), 2, "key frame -1")
     assert_said(glus(*segment(clip, out, "m", "--key-frame", "first")), 2, "'first'", "auto")
     assert_said(glus(*segment(clip, out, "m", "--format", "gif")), 2, "gif", "overlay")
@@ -259,9 +259,7 @@ def test_without_the_model_extra(clip, tmp_path):
 
 def broken_torchvision(folder):
     (folder / "torchvision").mkdir()
-    (folder / "torchvision/__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')"
-    )
+    (folder / "torchvision/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     (folder / "torchvision-0.28.0.dist-info").mkdir()
     (folder / "torchvision-0.28.0.dist-info/METADATA").write_text(
         "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
@@ -364,16 +362,7 @@ def test_serve_with_a_wrong_setting():
     assert_said(glus("serve", GLUS_THREADS="many"), 2, "GLUS_THREADS")
 
 
-def test_convert_prints_its_accounting(tmp_path):
-    before = """
-        import sys, types
-        stub = types.ModuleType("glus.conversion")
-        def convert(src, dst, *, report, **more):
-            report(f"reading {src}")
-            return "converted 12 tensors, 0 missing"
-        stub.convert = convert
-        sys.modules["glus.conversion"] = stub
-    """
-    code, printed, err = glus("convert", "a", tmp_path / "b", before=before)
+def test_convert_prints_the_account_of_tensors(tiny_checkpoint, tmp_path):
+    code, printed, err = glus("convert", tiny_checkpoint, tmp_path / "own")
     assert code == 0, err
-    assert printed.splitlines() == ["reading a", "converted 12 tensors, 0 missing"]
+    assert re.search(r"converted \d+ tensors, 0 missing", printed)

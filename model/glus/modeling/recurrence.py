@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class GraphedStep:
     def __init__(self, segmenter: Segmenter) -> None:
         self._segmenter = segmenter
         self._graphs: dict[tuple[int, int, bool], Callable[..., Step]] = {}
-        self._pool: object | None = None
+        self._pool: Any = None
 
     def __call__(
         self, features: ImageFeatures, prompts: Tensor, memories: Tensor | None, *, remember: bool
@@ -77,7 +78,7 @@ class GraphedStep:
         def run() -> Step:
             return recurrent_step(self._segmenter, still, still_prompts, still_memories, remember=remember)
 
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
@@ -85,7 +86,7 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool):
             result = run()
 

@@ -174,7 +174,7 @@ class Segmenter(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Segmenter:  # noqa: ANN401 - nn.Module's own signature
         self._codes.clear()  # moved or cast: the cached codes follow the weights
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def dense_code(self, like: Tensor) -> Tensor:
@@ -213,7 +213,8 @@ class Segmenter(nn.Module):
             (N, C, g, g).
         """
         if memories is None:
-            return coarse + self.sam2.no_memory_embedding.reshape(1, -1, 1, 1).to(coarse)
+            nothing: Tensor = self.sam2.no_memory_embedding
+            return coarse + nothing.reshape(1, -1, 1, 1).to(coarse)
         batch, channels, grid, _ = coarse.shape
         count = memories.shape[1]
         tokens = memories.flatten(3).permute(1, 3, 0, 2).reshape(count * grid * grid, batch, -1)  # (T*g*g, N, M)
@@ -226,7 +227,8 @@ class Segmenter(nn.Module):
             0,
         )
         # (1, N, g*g, C): the library says sequence first but returns this
-        return out.reshape(batch, grid * grid, channels).transpose(1, 2).reshape(batch, channels, grid, grid)
+        flat: Tensor = out.reshape(batch, grid * grid, channels)
+        return flat.transpose(1, 2).reshape(batch, channels, grid, grid)
 
     def decode(self, features: ImageFeatures, conditioned: Tensor, prompt: Tensor, *, single: bool = False) -> Decoded:
         """Masks from an embedding that is the only sparse prompt.
