@@ -61,7 +61,8 @@ def main() -> None:
         frames = written["video"]["frames"]
     segmenting = [(done, mib) for done, mib in samples if done]
     early = [mib for done, mib in segmenting if args.after <= done < args.after + 10]
-    late = [mib for done, mib in segmenting if frames - 10 <= done]
+    late = [mib for done, mib in segmenting if frames - 10 <= done < frames]
+    overlay = [mib for done, mib in segmenting if done == frames]
     report = {
         "what": "glus segment, resident memory in MiB",
         "clip": f"{Path(args.video).name}, {frames} frames, {written['video']['width']}x{written['video']['height']}",
@@ -69,9 +70,9 @@ def main() -> None:
         "device": "CPU",
         "seconds": round(seconds, 1),
         f"at_frame_{args.after}": round(max(early), 1),
-        "at_the_end": round(max(late), 1),
+        "at_the_last_frames": round(max(late), 1),
         "growth_per_cent": round(100 * (max(late) / max(early) - 1), 2),
-        "largest": round(max(mib for _, mib in samples), 1),
+        "while_the_overlay_is_written": round(max(overlay), 1),
         "samples": [
             [done, round(mib, 1)] for done, mib in segmenting[:: max(1, len(segmenting) // 60)]
         ],

@@ -54,16 +54,16 @@ def recorded_tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def oracle_folder(tmp_path_factory) -> Path:
-    """The recorded checkpoint in the published layout, embedding tables at full height again."""
+    """The recorded checkpoint in the published layout, embedding table at full height again."""
     root = tmp_path_factory.mktemp("oracle")
     folder = root / "glus-tiny"
     folder.mkdir()
     weights = load_file(ORACLE / "weights.safetensors")
     rows = weights.pop("rows")
-    for table in ("model.embed_tokens.weight", "lm_head.weight"):
-        full = torch.zeros(32003, weights[table].shape[1], dtype=weights[table].dtype)
-        full[rows] = weights[table]
-        weights[table] = full
+    table = weights["model.embed_tokens.weight"]
+    full = torch.zeros(32003, table.shape[1], dtype=table.dtype)
+    full[rows] = table
+    weights["model.embed_tokens.weight"] = full
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for name in ("config.json", "generation_config.json", "added_tokens.json"):
         shutil.copyfile(ORACLE / name, folder / name)

@@ -22,7 +22,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -129,15 +129,16 @@ def find(reference: str | os.PathLike[str], what: str = "checkpoint") -> Path:
 
 
 def _download(hub_id: str, what: str) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    # errors of the hub's HTTP library come through as they are; which library that is changes with the hub's version
+    http_error = cast("type[Exception]", HfHubHTTPError.__mro__[1])
     patterns = ["*.json", "*.model", "*.safetensors", "pytorch_model*.bin"]
     try:
         # finished files are kept and a broken download goes on where it stopped
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (httpx.HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (http_error, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"the {what} {hub_id!r} is neither a folder here nor could it be had from the hub ({reason}). "

@@ -113,6 +113,8 @@ def convert(
     folder = find(src)
     target = Path(dst)
     if is_own_layout(folder):
+        if sam2 is not None:
+            raise CheckpointError(f"{folder} has a SAM 2 of its own; --sam2 goes with LISA only")
         result = _to_published(folder, target, say, shard_bytes)
     else:
         published = open_published(folder, vision_tower, sam2_config)

@@ -49,7 +49,7 @@ def random_model(
 
 
 def _values(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(like.shape, generator=generator, device=like.device)
+    noise: Tensor = torch.randn(like.shape, generator=generator, device=like.device)
     if like.ndim < 2:
         return 0.02 * noise + (1.0 if name.endswith(("weight", "scale")) else 0.0)
     if "embed" in name or "token" in name or "encoding" in name:

@@ -1,14 +1,7 @@
 """One segmentation run, written into a folder and resumable. Knows frames and files; not click or terminals.
 
-The folder of a run:
-
-    <prompt>/<frame>.png   8-bit grey, 0 or 255, at the video's size; <frame> is the frame's index, from 0
-    overlay.mp4            the video with every prompt in its colour and a legend
-    masks.json             every mask as COCO RLE (below)
-    run.json               what was asked, and whether it is finished
-    .run/                  while unfinished: masks.jsonl (journal), state.safetensors (model state), lock
-
-`masks.json`, the same whenever and however often the run was interrupted:
+What is in the folder is said in `glus.run_folder`. Its `masks.json`, the same whenever and however often the
+run was interrupted:
 
     {"format":   1,
      "video":    {"name", "width", "height", "frames", "fps", "fps_exact": "30000/1001", "sha256"},
@@ -23,78 +16,51 @@ The folder of a run:
 `masks` has one entry per frame and prompt, ordered by frame, then by prompt; an absent object has an empty
 mask and `present` false. `time` is when the video shows the frame, from its own timestamps, so it is right at
 any frame rate. A folder or file of the model is named with the digest of what is in it.
-
-A run may be killed at any point. Each file is written under another name and renamed. A line in the journal
-means that the mask's PNG is there; the state says up to which byte of the journal it speaks for, so on
-resuming the rest of the journal is cut off and those frames are computed again, to the same result.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import importlib
-import importlib.util
 import json
 import os
-import re
-import shutil
 import time
-import unicodedata
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from glus.errors import DeviceMemoryError, GlusError, PromptError, SettingError
-from glus.masks import BoolMask, FrameMask, decode_rle, encode_rle
+from glus.errors import GlusError, SettingError
+from glus.failures import INSTALL, explain, plain_errors
+from glus.masks import BoolMask, FrameMask, encode_rle
+from glus.run_folder import FORMAT, Folder, Journal, SavedState, frame_name, prompt_folders
+from glus.run_settings import FORMATS, Settings, check_prompts, identity, refuse_another_run
 
 if TYPE_CHECKING:
-    import torch
-
     from glus.modeling.glus import Glus
     from glus.streaming import Segmentation
     from glus.video import FrameSource
 
-FORMAT = 1
-FORMATS = ("png", "overlay", "coco")
+__all__ = [
+    "FORMAT",
+    "FORMATS",
+    "INSTALL",
+    "Progress",
+    "PromptSummary",
+    "RunReport",
+    "Settings",
+    "Stage",
+    "bounding_box",
+    "check_prompts",
+    "explain",
+    "frame_name",
+    "plain_errors",
+    "png",
+    "prompt_folders",
+    "run",
+]
+
 Stage = Literal["loading", "key frame", "segmenting", "overlay"]
-INSTALL = "pip install 'glus-label-studio[model]'"
-_MODEL_MODULES = {
-    "accelerate",
-    "av",
-    "cv2",
-    "huggingface_hub",
-    "PIL",
-    "pycocotools",
-    "safetensors",
-    "sentencepiece",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "yaml",
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked of a run. References are what `glus.checkpoints.load` takes: folders, files, names."""
-
-    video: str
-    prompts: tuple[str, ...]
-    model: str
-    vision_tower: str | None = None
-    sam2_config: str | None = None
-    formats: tuple[str, ...] = FORMATS
-    key_frame: int | Literal["auto"] | None = None
-    memory: bool = True
-    memory_fuser_gamma: Literal["checkpoint", "reset"] | None = None
-    device: str = "auto"
-    dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -134,14 +100,6 @@ class RunReport:
 
 class _Stop(Exception):  # noqa: N818 - never leaves this file
     """The caller asked to stop."""
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a run goes on from: the model's state, and the journal's length then."""
-
-    journal_bytes: int = 0
-    tensors: Mapping[str, torch.Tensor] | None = None
 
 
 def run(
@@ -187,7 +145,7 @@ class _Caller:
 def _run(settings: Settings, out: Path, overwrite: bool, caller: _Caller) -> RunReport:
     from glus.video import open_video
 
-    folder, folders = _Folder(out), prompt_folders(settings.prompts)
+    folder, folders = Folder(out), prompt_folders(settings.prompts)
     if Path(settings.video).resolve() in {out.resolve(), *((out / name).resolve() for name in folders)}:
         raise SettingError(f"--out {out} would write among the pictures of {settings.video}: give another")
     with open_video(settings.video) as source, folder.locked():
@@ -197,7 +155,7 @@ def _run(settings: Settings, out: Path, overwrite: bool, caller: _Caller) -> Run
                 f"key frame {settings.key_frame} is not in {source.name}, which has {frames} frames: "
                 f"give a number from 0 to {frames - 1}, or auto"
             )
-        asked = _identity(settings)
+        asked = identity(settings)
         manifest = folder.manifest(unreadable={"folders": folders} if overwrite else None)
         if manifest is not None and (overwrite or manifest["state"] == "discarded"):
             folder.discard(manifest)
@@ -207,7 +165,7 @@ def _run(settings: Settings, out: Path, overwrite: bool, caller: _Caller) -> Run
             folder.forget_state()
             manifest = {"format": FORMAT, "state": "unfinished", "asked": asked}
             manifest |= {"frames": frames, "folders": folders}
-        _refuse_another_run(out, manifest, asked)
+        refuse_another_run(out, manifest, asked)
         if manifest["state"] == "finished":
             folder.drop_state()
             return _report_of(settings, out, manifest)
@@ -220,7 +178,7 @@ class _Run:
     def __init__(
         self,
         settings: Settings,
-        folder: _Folder,
+        folder: Folder,
         manifest: dict[str, Any],
         source: FrameSource,
         caller: _Caller,
@@ -238,7 +196,7 @@ class _Run:
     def go(self) -> RunReport:
         state = self.folder.read_state()
         path = self.folder.state_dir / "masks.jsonl"
-        with _Journal(path, len(self.source), len(self.settings.prompts), state.journal_bytes) as journal:
+        with Journal(path, len(self.source), len(self.settings.prompts), state.journal_bytes) as journal:
             try:
                 self._segment(journal, state)
                 if "coco" in self.settings.formats:
@@ -254,7 +212,7 @@ class _Run:
         self.folder.drop_state()
         return report
 
-    def _segment(self, journal: _Journal, state: _State) -> None:
+    def _segment(self, journal: Journal, state: SavedState) -> None:
         if journal.frames and journal.frames == len(self.source):
             return  # only the files made from the journal are missing: no model is needed for them
         self.progress(Progress("loading", 0, 1))
@@ -288,9 +246,9 @@ class _Run:
         missing = len(self.source) - journal.frames
         if missing:
             raise GlusError(f"{self.source.name}: {missing} of {len(self.source)} frames were not segmented")
-        self.folder.write_state(_State(journal.sync()))
+        self.folder.write_state(SavedState(journal.sync()))
 
-    def _frames(self, segmentation: Segmentation, masks: Iterator[FrameMask], journal: _Journal, resumed: int) -> None:
+    def _frames(self, segmentation: Segmentation, masks: Iterator[FrameMask], journal: Journal, resumed: int) -> None:
         saved, save_every = time.monotonic(), self.save_every
         frame: list[dict[str, Any]] = []
         for found in masks:
@@ -305,7 +263,7 @@ class _Run:
             if stopping or now - saved >= save_every:
                 # Within frames that are computed together the state is behind the journal: on resuming, some
                 # come again, and the journal's last line on a mask counts.
-                self.folder.write_state(_State(journal.sync(), segmentation.state_dict()))
+                self.folder.write_state(SavedState(journal.sync(), segmentation.state_dict()))
                 saved = time.monotonic()
                 save_every = max(self.save_every, 20 * (saved - now))
             if stopping:
@@ -362,7 +320,7 @@ class _Run:
             "present": bool(found.present),
         }
 
-    def _masks_json(self, journal: _Journal) -> Iterator[bytes]:
+    def _masks_json(self, journal: Journal) -> Iterator[bytes]:
         """masks.json piece by piece, a mask to a line: a long video's masks are never all in memory."""
         asked, source = self.manifest["asked"], self.source
         head = {
@@ -390,7 +348,7 @@ class _Run:
             separator = b",\n"
         yield b"\n]}\n"
 
-    def _overlay(self, journal: _Journal) -> None:
+    def _overlay(self, journal: Journal) -> None:
         from glus.video import write_overlay
 
         def written(frames: int) -> None:
@@ -403,7 +361,7 @@ class _Run:
         write_overlay(temporary, self.source, journal.masks, self.settings.prompts, progress=written)
         temporary.replace(self.folder.out / "overlay.mp4")
 
-    def _report(self, journal: _Journal, *, finished: bool) -> RunReport:
+    def _report(self, journal: Journal, *, finished: bool) -> RunReport:
         return RunReport(
             out=self.folder.out,
             finished=finished,
@@ -420,267 +378,6 @@ class _Run:
                 )
             ),
         )
-
-
-class _Journal:
-    """masks.jsonl: a line for each finished mask. Only offsets, scores and presence are in memory."""
-
-    def __init__(self, path: Path, frames: int, expressions: int, upto: int) -> None:
-        """Open the journal and cut off what lies beyond `upto` bytes: no saved state speaks for that."""
-        self._frames, self._expressions = frames, expressions
-        self._offsets = array("q", [-1]) * (frames * expressions)
-        self._scores = array("d", [0.0]) * (frames * expressions)
-        self._present = bytearray(frames * expressions)
-        self._counts = [0] * expressions
-        self._file: IO[bytes] = path.open("a+b")
-        size = self._file.seek(0, os.SEEK_END)
-        if size < upto:
-            self._file.close()
-            raise GlusError(
-                f"{path} has {size} bytes where the saved state counts on {upto}: it was changed since. "
-                "Start over with --overwrite"
-            )
-        self._file.truncate(upto)
-        self._file.seek(0)
-        offset = 0
-        for line in self._file:
-            self._note(json.loads(line), offset)
-            offset += len(line)
-        self._end = offset
-
-    def __enter__(self) -> _Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _note(self, entry: Mapping[str, Any], offset: int) -> None:
-        slot = entry["frame"] * self._expressions + entry["expression"]
-        if self._offsets[slot] < 0:
-            self._counts[entry["expression"]] += 1
-        self._offsets[slot] = offset
-        self._scores[slot] = entry["score"]
-        self._present[slot] = entry["present"]
-
-    def add(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Append the masks of one frame."""
-        for entry in entries:
-            line = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-            self._file.write(line)
-            self._note(entry, self._end)
-            self._end += len(line)
-        self._file.flush()
-
-    def sync(self) -> int:
-        """Make the journal survive a power cut; returns its length."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._end
-
-    @property
-    def frames(self) -> int:
-        """How many frames are there, with all their masks."""
-        return min(self._counts)
-
-    def _line(self, slot: int) -> bytes:
-        self._file.seek(self._offsets[slot])
-        return self._file.readline().rstrip(b"\n")
-
-    def lines(self) -> Iterator[bytes]:
-        """Every entry, ordered by frame, then by expression."""
-        for slot, offset in enumerate(self._offsets):
-            if offset >= 0:
-                yield self._line(slot)
-
-    def masks(self, frame: int) -> list[BoolMask]:
-        """The masks of one frame, one an expression."""
-        first = frame * self._expressions
-        lines = (self._line(slot) for slot in range(first, first + self._expressions))
-        return [decode_rle(json.loads(line)["segmentation"]) for line in lines]
-
-    def summary(self, expression: int) -> tuple[int, float | None]:
-        """Frames with the object, and the mean score over them."""
-        slots = range(expression, len(self._offsets), self._expressions)
-        scores = [self._scores[slot] for slot in slots if self._present[slot]]
-        return len(scores), (sum(scores) / len(scores) if scores else None)
-
-
-class _Folder:
-    """The folder of a run: what is where, and that each file appears whole or not at all."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.state_dir = out / ".run"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder: two runs in one folder would mix their masks. The lock dies with its process."""
-        if self.out.exists() and not self.out.is_dir():
-            raise SettingError(f"{self.out} is a file; --out wants a folder, which is made if it is missing")
-        try:
-            fcntl: Any = importlib.import_module("fcntl")
-        except ImportError:  # not on Windows, where running twice is left to the user
-            self.state_dir.mkdir(parents=True, exist_ok=True)
-            yield
-            return
-        while True:
-            self.state_dir.mkdir(parents=True, exist_ok=True)
-            path = self.state_dir / "lock"
-            with path.open("ab") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise SettingError(
-                        f"another run is writing into {self.out}: wait for it, or give another --out"
-                    ) from error
-                if not _same_file(path, lock):
-                    continue  # the run before removed the file between our opening and our locking it
-                try:
-                    yield
-                finally:
-                    if not (self.out / "run.json").exists() or not (self.state_dir / "masks.jsonl").exists():
-                        self.drop_state()
-                        with suppress(OSError):  # not empty, so it is not left over from us
-                            self.out.rmdir()
-                return
-
-    def manifest(self, *, unreadable: dict[str, Any] | None) -> dict[str, Any] | None:
-        """run.json, or None where nothing was begun; `unreadable`, unless None, stands for a damaged one."""
-        path = self.out / "run.json"
-        try:
-            manifest: dict[str, Any] = json.loads(path.read_bytes())
-            if manifest["format"] == FORMAT and {"state", "asked", "folders"} <= set(manifest):
-                return manifest
-            reason = f"format {manifest['format']!r}, where {FORMAT} is known here"
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError) as error:
-            reason = repr(error)
-        if unreadable is not None:
-            return unreadable
-        raise SettingError(f"{path} cannot be read ({reason}): give another --out, or --overwrite")
-
-    def refuse_foreign(self, folders: Sequence[str]) -> None:
-        """Without run.json, files under our names are somebody else's, even if overwriting was asked for."""
-        there = [name for name in ("masks.json", "overlay.mp4", *folders) if (self.out / name).exists()]
-        if there:
-            raise SettingError(
-                f"{self.out} holds {', '.join(there)} but no run.json, so no run here can be gone on with: "
-                "give another --out, or remove them"
-            )
-
-    def discard(self, manifest: dict[str, Any]) -> None:
-        """Remove what a run wrote, and nothing else. Killed half-way, the next run does the rest."""
-        self.write_json("run.json", manifest | {"state": "discarded"})
-        for name in manifest.get("folders", ()):
-            directory = self.out / name
-            if not directory.is_dir():
-                continue
-            for path in directory.iterdir():
-                if re.fullmatch(r"\d{5,}\.png", path.name):
-                    path.unlink()
-            with suppress(OSError):  # not empty: what else is in it is not ours
-                directory.rmdir()
-        self.forget_state()
-        for name in ("masks.json", "overlay.mp4", "run.json"):
-            (self.out / name).unlink(missing_ok=True)
-
-    def write_whole(self, name: str, pieces: Iterable[bytes]) -> None:
-        """Write a file so that it is there whole or not at all."""
-        target, temporary = self.out / name, self.state_dir / "part"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-        temporary.replace(target)
-
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self.write_whole(name, [json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"])
-
-    def read_state(self) -> _State:
-        """The state saved last; the beginning where there is none."""
-        from safetensors import SafetensorError, safe_open
-
-        path = self.state_dir / "state.safetensors"
-        if not path.exists():
-            return _State()
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = file.metadata()
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is not a mapping
-        except SafetensorError as error:
-            raise GlusError(f"{path} cannot be read ({error}): start over with --overwrite") from error
-        return _State(int(facts["journal_bytes"]), tensors or None)
-
-    def write_state(self, state: _State) -> None:
-        from safetensors.torch import save_file
-
-        temporary, path = self.state_dir / "state.part", self.state_dir / "state.safetensors"
-        # Copies, for the format has no views: two names for one piece of memory are refused.
-        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in (state.tensors or {}).items()}
-        save_file(tensors, temporary, metadata={"journal_bytes": str(state.journal_bytes)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
-    def forget_state(self) -> None:
-        """Begin at the first frame; the lock stays."""
-        for name in ("state.safetensors", "masks.jsonl"):
-            (self.state_dir / name).unlink(missing_ok=True)
-
-    def drop_state(self) -> None:
-        shutil.rmtree(self.state_dir, ignore_errors=True)
-
-
-def _same_file(path: Path, file: IO[bytes]) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
-    except FileNotFoundError:
-        return False
-
-
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise where there is nothing to ask."""
-    if not prompts:
-        raise PromptError("no prompt was given: say what to look for, such as --prompt 'the dog that turns left'")
-    for number, prompt in enumerate(prompts, start=1):
-        if not prompt.strip():
-            raise PromptError(
-                f"prompt {number} is empty: say what to look for, such as --prompt 'the dog that turns left'"
-            )
-
-
-def prompt_folders(prompts: Sequence[str]) -> list[str]:
-    """A folder name for each prompt: readable, safe on every file system, and different even without case.
-
-    Letters and digits of all scripts stay, everything else becomes a dash. Names are cut at 60 characters and
-    120 bytes (file systems take 255, some storing accents apart); a number tells equal ones apart.
-    """
-    names: list[str] = []
-    taken: set[str] = set()
-    for prompt in prompts:
-        stem = _slug(prompt)
-        name, number = stem, 1
-        while (key := unicodedata.normalize("NFKD", name).casefold()) in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(key)
-        names.append(name)
-    return names
-
-
-def _slug(prompt: str) -> str:
-    # Marks (category M) stay: without its vowel signs a word in Devanagari or Thai is another word.
-    kept = [c if unicodedata.category(c)[0] in "LMN" else "-" for c in unicodedata.normalize("NFC", prompt)]
-    name = re.sub("-+", "-", "".join(kept)).strip("-")[:60]
-    name = name.encode()[:120].decode(errors="ignore").strip("-") or "prompt"
-    # Windows keeps these names for devices, in any case.
-    return f"{name}-" if re.fullmatch(r"(?i)con|prn|aux|nul|com\d|lpt\d", name) else name
-
-
-def frame_name(index: int, frames: int) -> str:
-    """File name of a frame's mask: its index, in five digits or as many as the last one takes."""
-    return f"{index:0{max(5, len(str(frames - 1)))}d}.png"
 
 
 def png(mask: BoolMask) -> bytes:
@@ -700,143 +397,6 @@ def bounding_box(mask: BoolMask) -> list[int]:
         return [0, 0, 0, 0]
     x, y = int(columns[0]), int(rows[0])
     return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn what libraries raise, where people can do something about it, into a GlusError that says so."""
-    try:
-        yield
-    except GlusError:
-        raise
-    except Exception as error:
-        plain = explain(error)
-        if plain is None:
-            raise
-        raise plain from error
-
-
-def explain(error: BaseException) -> GlusError | None:
-    """The error in plain words; None when there is nothing to say about it."""
-    text = " ".join(str(each) for each in _chain(error))
-    if _out_of_memory(error):
-        return DeviceMemoryError(
-            f"out of memory ({_first_line(error)}). Try fewer prompts at a time, "
-            "--dtype bfloat16, or another --device (cpu has the machine's own memory)"
-        )
-    if isinstance(error, (ImportError, RuntimeError, AttributeError)) and _torchvision_is_to_blame(text):
-        return GlusError(
-            "the installed torchvision does not fit the installed torch, so transformers cannot be imported "
-            f"({_first_line(error)}). Nothing here needs it: pip uninstall torchvision"
-        )
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _MODEL_MODULES:
-        return GlusError(f"{error.name} is not installed, and segmenting needs it: {INSTALL}")
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
-        return GlusError(f"{error.strerror}: {error.filename or 'the output folder'}")
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    each: BaseException | None = error
-    while each is not None:
-        yield each
-        each = each.__cause__ or each.__context__
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # By name, for torch need not be imported here; its CPU allocator raises a plain RuntimeError.
-    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
-        return True
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator: can't allocate memory" in str(error)
-        or "not enough memory: you tried to allocate" in str(error)
-        or "CUDA error: out of memory" in str(error)
-    )
-
-
-def _torchvision_is_to_blame(text: str) -> bool:
-    # transformers hides the cause behind "Could not import module ...".
-    if "torchvision" not in text and "Could not import module" not in text:
-        return False
-    return importlib.util.find_spec("torchvision") is not None
-
-
-def _identity(settings: Settings) -> dict[str, Any]:
-    """What makes two runs the same: video, model, prompts, and whatever else changes masks or files."""
-    return {
-        "video": {"name": Path(settings.video).resolve().name, "sha256": _video_digest(Path(settings.video))},
-        "model": {
-            "checkpoint": _reference(settings.model),
-            "vision_tower": _reference(settings.vision_tower),
-            "sam2_config": _reference(settings.sam2_config),
-            "memory_fuser_gamma": settings.memory_fuser_gamma,
-            "asked_dtype": settings.dtype,
-        },
-        "settings": {"key_frame": settings.key_frame, "memory": settings.memory},
-        "prompts": list(settings.prompts),
-        "formats": [name for name in FORMATS if name in settings.formats],
-    }
-
-
-def _video_digest(path: Path) -> str:
-    """SHA-256 of a file; for a folder of pictures, of their names and bytes."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for each in sorted(path.iterdir()):
-        if each.is_file() and not each.name.startswith("."):
-            digest.update(f"{each.name}\0{_video_digest(each)}\n".encode())
-    return digest.hexdigest()
-
-
-def _reference(reference: str | None) -> str | None:
-    """A hub name as it is; a folder or file by its name and what is in it."""
-    if reference is None or not Path(reference).exists():
-        return reference
-    path = Path(reference).resolve()
-    digest = hashlib.sha256()
-    for each in [path] if path.is_file() else sorted(path.rglob("*")):
-        if each.is_file():
-            digest.update(f"{each.relative_to(path.parent)}\0{each.stat().st_size}\0".encode())
-            with each.open("rb") as file:
-                # Both ends of a file: reading 14 GB of weights would take a minute before anything is said.
-                digest.update(file.read(1 << 20))
-                file.seek(max(0, each.stat().st_size - (1 << 20)))
-                digest.update(file.read())
-    return f"{path.name} ({digest.hexdigest()[:16]})"
-
-
-def _refuse_another_run(out: Path, manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    before, now = dict(_flat(manifest["asked"])), dict(_flat(asked))
-    differing = [
-        f"{key} was {_short(before.get(key))} and is now {_short(now.get(key))}"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
-    ]
-    if differing:
-        state = "a finished" if manifest["state"] == "finished" else "an unfinished"
-        raise SettingError(
-            f"{out} holds {state} run of something else: {'; '.join(differing)}. Give another --out, "
-            "or --overwrite to throw that run away"
-        )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _report_of(settings: Settings, out: Path, manifest: Mapping[str, Any]) -> RunReport:

@@ -214,7 +214,7 @@ class VideoSession:
             return self._before.state_dict()
         state = {"count": torch.tensor(self._count)}
         for number, tokens in enumerate(self._tokens):
-            state[f"tokens.{number}"] = tokens.cpu()
+            state[f"tokens.{number}"] = tokens.cpu().clone()
         for expression, bank in enumerate(self._banks):
             for frame, memory in bank.entries().items():
                 state[f"memory.{expression}.{frame}"] = memory.cpu().clone()

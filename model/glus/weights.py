@@ -43,13 +43,13 @@ class _SafeShard:
             ) from error
 
     def keys(self) -> Iterable[str]:
-        return self._file.keys()  # type: ignore[no-any-return]
+        return self._file.keys()  # type: ignore[no-any-return,no-untyped-call]
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(key).get_shape())
+        return tuple(self._file.get_slice(key).get_shape())  # type: ignore[no-untyped-call]
 
     def tensor(self, key: str) -> Tensor:
-        return self._file.get_tensor(key)  # type: ignore[no-any-return]
+        return self._file.get_tensor(key)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _TorchShard:

@@ -124,12 +124,12 @@ def test_what_is_no_frame(frame, says):
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (0, 0, 3)])
 def test_an_empty_frame(shape):
-    with pytest.raises(VideoError, match=f"empty \\({shape[1]} x {shape[0]}\\)"):
+    with pytest.raises(VideoError, match=rf"empty \({shape[1]} x {shape[0]}\)"):
         check_frame(np.zeros(shape, np.uint8))
 
 
 def test_the_frame_is_named():
-    with pytest.raises(VideoError, match="^frame 17 is NoneType"):
+    with pytest.raises(VideoError, match=r"^frame 17 is NoneType"):
         check_frame(None, 17)
 
 

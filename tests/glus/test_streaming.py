@@ -22,13 +22,21 @@ from glus.streaming import Segmentation, VideoSession
 from glus.video import FrameArrays
 
 DOG, CAT, CAR = "the dog on the left", "the cat", "the car that stops"
-NEAR = 1e-4  # logits, where batches of another size add up in another order
+NEAR = 1e-6  # of logits up to 40, in double precision, where batches of another size add up in another order
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "glus-64"
     return glus.load(write_miniature(folder, GlusConfig.tiny(image_size=64)), memory_fuser_gamma="checkpoint")
+
+
+@pytest.fixture(scope="module")
+def precise(tmp_path_factory):
+    """The same in double precision: what is equal up to rounding is then equal in all digits of the float32 logits."""
+    folder = tmp_path_factory.mktemp("precise") / "glus-64"
+    write_miniature(folder, GlusConfig.tiny(image_size=64))
+    return glus.load(folder, memory_fuser_gamma="checkpoint").double()
 
 
 def clip(length: int, seed: int = 0, size: tuple[int, int] = (24, 32)) -> list[np.ndarray]:
@@ -77,7 +85,7 @@ def assert_near(got, wanted):
 
 @contextmanager
 def answers(model, missing):
-    """[SEG] is not answered at the given numbers of calls of the language model's head (one a frame, one expression)."""
+    """[SEG] is not answered at the given numbers of calls of the language model's head (one a frame and expression)."""
     asked = 0
     original = model.language.seg_answer
 
@@ -107,8 +115,9 @@ def test_the_miniature_can_tell_frames_memory_and_expressions_apart(model):
         list(glus.segment(model, frames, CAT)),
     ):
         for one, two in zip(first[-len(other) :], other, strict=True):
-            assert np.abs(one.logits - two.logits).max() > 20 * NEAR, one.frame_index
-    assert all(0.02 < m.mask.mean() < 1 for m in first)
+            assert np.abs(one.logits - two.logits).max() > 1, one.frame_index
+    assert all(m.present for m in first)
+    assert len({m.mask.sum() for m in first}) == 6
 
 
 # ---- the same, however it is asked ----------------------------------------------------------------------------------
@@ -134,11 +143,11 @@ def test_twice_is_the_same(model):
 
 
 @pytest.mark.parametrize("sizes", [(11,), (1, 2, 3, 5), (5, 5, 1), (4, 0, 7)])
-def test_several_frames_in_a_step_equal_one_by_one(model, sizes):
+def test_several_frames_in_a_step_equal_one_by_one(precise, sizes):
     frames = clip(11)
-    one_by_one = session(model, frames)
+    one_by_one = session(precise, frames)
     wanted = [one_by_one.step(frame)[0] for frame in frames]
-    together, rows, left = session(model, frames), [], list(frames)
+    together, rows, left = session(precise, frames), [], list(frames)
     for size in sizes:
         part, left = left[:size], left[size:]
         rows += together.steps(part)
@@ -148,10 +157,10 @@ def test_several_frames_in_a_step_equal_one_by_one(model, sizes):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 50])
-def test_run_in_chunks_equals_one_by_one(model, chunk):
+def test_run_in_chunks_equals_one_by_one(precise, chunk):
     frames = clip(9)
-    wanted = list(session(model, frames, [DOG, CAT]).run(iter(frames), 1))
-    got = list(session(model, frames, [DOG, CAT]).run(iter(frames), chunk))
+    wanted = list(session(precise, frames, [DOG, CAT]).run(iter(frames), 1))
+    got = list(session(precise, frames, [DOG, CAT]).run(iter(frames), chunk))
     assert [(m.frame_index, m.expression_index) for m in got] == [(t, k) for t in range(9) for k in range(2)]
     assert_near(got, wanted)
 
@@ -199,24 +208,24 @@ def test_sessions_in_threads_never_meet(model):
 
 
 @pytest.mark.parametrize("key_frame", [None, 4])
-def test_several_expressions_equal_each_alone(model, key_frame):
+def test_several_expressions_equal_each_alone(precise, key_frame):
     frames, expressions = clip(10), [DOG, "the car that turns right in the glass", CAT, DOG]
-    together = list(glus.segment(model, frames, expressions, key_frame=key_frame))
+    together = list(glus.segment(precise, frames, expressions, key_frame=key_frame))
     assert [m.expression_index for m in together] == [0, 1, 2, 3] * 10
     for number, expression in enumerate(expressions):
-        alone = list(glus.segment(model, frames, expression, key_frame=key_frame))
+        alone = list(glus.segment(precise, frames, expression, key_frame=key_frame))
         assert_near([m for m in together if m.expression_index == number], alone)
 
 
-def test_expressions_that_miss_at_other_frames_equal_each_alone(model):
+def test_expressions_that_miss_at_other_frames_equal_each_alone(precise):
     """Their banks then differ, so they go through the memory attention in groups."""
     frames = clip(12)
     alone = []
     for missing in ({0, 6}, {1, 11}):
-        with answers(model, missing):
-            alone.append(list(glus.segment(model, frames, DOG)))
-    with answers(model, {2 * 0, 2 * 6, 2 * 1 + 1, 2 * 11 + 1}):
-        together = list(glus.segment(model, frames, [DOG, DOG]))
+        with answers(precise, missing):
+            alone.append(list(glus.segment(precise, frames, DOG)))
+    with answers(precise, {2 * 0, 2 * 6, 2 * 1 + 1, 2 * 11 + 1}):
+        together = list(glus.segment(precise, frames, [DOG, DOG]))
     for number in range(2):
         got = [m for m in together if m.expression_index == number]
         assert [m.present for m in got] == [m.present for m in alone[number]]
@@ -236,7 +245,7 @@ def test_a_rule_of_ones_own(model):
     assert slow.memories <= 3
     usual = list(glus.segment(model, frames, DOG))
     assert_same(masks[:2], usual[:2])  # nothing to choose yet
-    assert np.abs(masks[-1].logits - usual[-1].logits).max() > NEAR
+    assert np.abs(masks[-1].logits - usual[-1].logits).max() > 1
 
 
 # ---- what is computed and what is held ------------------------------------------------------------------------------
@@ -289,14 +298,14 @@ def held(state):
 
 def test_what_is_held_does_not_grow(model):
     frames = clip(16)
-    long = session(model, frames, [DOG, CAT])
+    long = session(model, frames)
     at = {}
-    for start in range(0, 512, 8):
-        long.steps([frames[(start + i) % 16] for i in range(8)])
+    for start in range(0, 504, 6):
+        long.steps([frames[(start + i) % 16] for i in range(6)])
         at[long.steps_done] = (*held(long.state_dict()), long.memories)
-    assert at[56] == at[104] == at[248] == at[488] == at[512 - 24 + 0]
-    assert max(memories for _, _, memories in at.values()) <= 2 * 8
-    assert at[512][0] == at[512][2]
+    assert at[48] == at[54] == at[252] == at[498] == at[504]  # multiples of the stride
+    assert max(memories for _, _, memories in at.values()) <= 8
+    assert at[504][0] == at[504][2] > 0
 
 
 def test_what_is_held_does_not_grow_frame_by_frame(model):
@@ -506,13 +515,13 @@ def test_a_key_frame_outside_the_clip(model, key):
 
 @pytest.mark.parametrize("indices", [[0, 1, 2, 4], [-5, 0, 1, 2]])
 def test_context_frames_outside_the_clip(model, indices):
-    with pytest.raises(SettingError, match="context frame (4|-5) is outside the clip"):
+    with pytest.raises(SettingError, match=r"context frame (4|-5) is outside the clip"):
         Segmentation(model, clip(4), DOG, context_frames=indices)
 
 
 @pytest.mark.parametrize("indices", [[], [0], [0, 1, 2, 3, 3]])
 def test_a_wrong_number_of_context_frames(model, indices):
-    with pytest.raises(SettingError, match=f"{len(indices)} context frames .* trained with 4"):
+    with pytest.raises(SettingError, match=rf"{len(indices)} context frames .* trained with 4"):
         list(glus.segment(model, clip(4), DOG, context_frames=indices))
 
 
@@ -576,12 +585,12 @@ def test_short_clips(model, length):
     assert first.frame_index == length - 1
 
 
-def test_sizes_that_change_within_a_clip(model):
+def test_sizes_that_change_within_a_clip(precise):
     frames = [clip(1, seed=n, size=size)[0] for n, size in enumerate([(24, 32), (32, 24), (50, 50), (24, 32)])]
-    one_by_one = session(model, frames)
+    one_by_one = session(precise, frames)
     wanted = [one_by_one.step(frame)[0] for frame in frames]
     assert [m.mask.shape for m in wanted] == [(24, 32), (32, 24), (50, 50), (24, 32)]
-    assert_near([row[0] for row in session(model, frames).steps(frames)], wanted)
+    assert_near([row[0] for row in session(precise, frames).steps(frames)], wanted)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 5)])

@@ -8,12 +8,14 @@ h w of the mask logits, g side of the memory grid, S side of the segmenter's inp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from glus.config import GlusConfig
+from glus.config import GlusConfig, MemoryConfig
+from glus.memory import memory_frames
 from glus.modeling.language import Language, Prefix, pad_windows
 from glus.modeling.recurrence import GraphedStep, Step, recurrent_step
 from glus.modeling.segmenter import ImageFeatures, Segmenter
@@ -22,6 +24,46 @@ from glus.processing import IMAGE_ID
 
 if TYPE_CHECKING:
     from glus.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """B clips with N expressions in all, Q query frames each, ready for `Glus.forward`.
+
+    Attributes:
+        context: (B, 4, 3, s, s) CLIP pixels of the context frames.
+        query: (B, Q, 3, s, s) CLIP pixels of the query frames.
+        images: (B, Q, 3, S, S) SAM 2 pixels of them.
+        ids: (N, L) expanded ids of whole conversations, padded on the right.
+        clip_of: (N,) which clip an expression belongs to; ascending.
+        seg_places: (N, Q) positions that predict [SEG].
+    """
+
+    context: Tensor
+    query: Tensor
+    images: Tensor
+    ids: Tensor
+    clip_of: Tensor
+    seg_places: Tensor
+
+
+@dataclass(frozen=True)
+class GlusOutput:
+    """What a training step needs of the network.
+
+    Attributes:
+        seg_states: (N, Q, D) states that predict [SEG].
+        seg_logits: (N, Q, V) next-token logits there.
+        embeddings: (N, Q, C) prompts for the mask decoder.
+        mask_logits: (N, Q, h, w).
+        hidden: (N, L, D) final states of all positions.
+    """
+
+    seg_states: Tensor
+    seg_logits: Tensor
+    embeddings: Tensor
+    mask_logits: Tensor
+    hidden: Tensor
 
 
 class Glus(nn.Module):
@@ -91,6 +133,53 @@ class Glus(nn.Module):
         """
         embeddings, last = pad_windows([self.embed_prompt(ids, images) for ids, images in windows])
         return self.language.read_windows(prefix, embeddings, last)
+
+    def forward(
+        self, batch: TrainingBatch, *, memory_gradients: bool = False, memory: bool = True, stride: int = 1
+    ) -> GlusOutput:
+        """One conversation per expression, Q frames answered in one reading, masks frame by frame through the memory.
+
+        Args:
+            batch: see `TrainingBatch`.
+            memory_gradients: let gradients flow through image features of SAM 2, memory attention and memories. The
+                released code computes all of these without gradient.
+            memory: whether the mask decoder remembers the earlier query frames.
+            stride: of the memory rule; 1 in the released training.
+        """
+        clips, queries = batch.query.shape[:2]
+        tokens = self.image_tokens(torch.cat((batch.context, batch.query), dim=1).flatten(0, 1))
+        images = tokens.reshape(clips, -1, *tokens.shape[1:])[batch.clip_of]  # (N, 4 + Q, 64, D)
+        places = batch.ids == IMAGE_ID
+        embeddings = self.language.embed(batch.ids)
+        embeddings = embeddings.masked_scatter(places[..., None], images.reshape(-1, images.shape[-1]).to(embeddings))
+        hidden = self.language.llama.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        states = hidden[torch.arange(len(hidden), device=hidden.device)[:, None], batch.seg_places]
+        prompts = self.text_head(states)
+        masks = self._training_masks(batch, prompts, memory_gradients, memory, stride)
+        return GlusOutput(states, self.language.llama.lm_head(states), prompts, masks, hidden)
+
+    def _training_masks(
+        self, batch: TrainingBatch, prompts: Tensor, memory_gradients: bool, memory: bool, stride: int
+    ) -> Tensor:
+        clips, queries = batch.images.shape[:2]
+        rule = MemoryConfig(slots=self.config.memory.slots, stride=stride)
+        remembered: dict[int, Tensor] = {}
+        logits = []
+        with torch.set_grad_enabled(memory_gradients and torch.is_grad_enabled()):
+            features = self.segmenter.image_features(batch.images.flatten(0, 1).to(self.dtype))
+        for frame in range(queries):
+            rows = torch.arange(clips, device=self.device)[batch.clip_of] * queries + frame
+            mine = ImageFeatures(features.fine[rows], features.middle[rows], features.coarse[rows])
+            wanted = memory_frames(frame, slots=rule.slots, stride=rule.stride) if memory else []
+            with torch.set_grad_enabled(memory_gradients and torch.is_grad_enabled()):
+                past = torch.stack([remembered[f] for f in wanted], dim=1) if wanted else None
+                conditioned = self.segmenter.condition(mine.coarse, past)
+            decoded = self.segmenter.decode(mine, conditioned, prompts[:, frame], single=True)
+            logits.append(decoded.logits)
+            if memory and frame < queries - 1:
+                with torch.set_grad_enabled(memory_gradients and torch.is_grad_enabled()):
+                    remembered[frame] = self.segmenter.encode_memory(conditioned, decoded.logits)
+        return torch.stack(logits, dim=1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Glus:  # noqa: ANN401 - nn.Module's own signature
         self.forget_graphs()

@@ -1,7 +1,7 @@
 """Make this folder from a full recording of the released code: `python compact.py RECORDING`.
 
 RECORDING holds weights, frames and per-step tensors of the released GLUS code at a tiny random size. What the tests
-compare is kept, at most a few steps of the large tensors; of the embedding tables only the rows that any prompt uses.
+compare is kept, at most a few steps of the large tensors; of the embedding table only the rows that any prompt uses.
 LLaMA's vocabulary is not copied: `text.json` lists the ids of the stretches of text that the prompts contain.
 """
 
@@ -53,6 +53,12 @@ class _Recorder:
         return self.seen.setdefault(text, self._encode(text))
 
 
+def _save(tensors: dict[str, torch.Tensor], name: str) -> None:
+    path = HERE / f"{name}.safetensors"
+    save_file(tensors, path)
+    path.chmod(0o644)  # the library makes it private
+
+
 def main(recording: Path) -> None:
     tokenizer = Tokenizer.from_folder(recording / "glus-tiny")
     recorder = _Recorder(tokenizer)
@@ -82,19 +88,22 @@ def main(recording: Path) -> None:
             used.update(i for i in frame.get("input_ids", []) if i != IMAGE_ID)
         cases[case] = facts | {"every": keep}
         names = keep or dict.fromkeys(tensors, 1)
-        save_file({n: tensors[n][::s].contiguous() if s > 1 else tensors[n] for n, s in names.items()},
-                  HERE / f"{case}.safetensors")  # fmt: skip
-        (HERE / f"{case}.safetensors").chmod(0o644)
+        _save({n: tensors[n][::s].contiguous() if s > 1 else tensors[n] for n, s in names.items()}, case)
     (HERE / "cases.json").write_text(json.dumps(cases, separators=(",", ":")), encoding="utf-8")
     (HERE / "text.json").write_text(json.dumps(kept_text, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
+    step = load_file(recording / "cases/train_step.safetensors")
+    used.update(i for i in step["input_ids"].flatten().tolist() if i != IMAGE_ID)
+    step["gt_masks_0"], step["gt_masks_1"] = step["gt_masks_0"].bool(), step["gt_masks_1"].bool()
+    _save(step, "train_step")
+    for name in ("train_lora.safetensors", "lora_merged.safetensors", "train_step.json"):
+        shutil.copyfile(recording / "cases" / name, HERE / name)
+
     weights = load_file(recording / "glus-tiny/model.safetensors")
     rows = torch.tensor(sorted(used))
-    for table in ("model.embed_tokens.weight", "lm_head.weight"):
-        weights[table] = weights[table][rows].contiguous()
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][rows].contiguous()
     weights["rows"] = rows
-    save_file(weights, HERE / "weights.safetensors")
-    (HERE / "weights.safetensors").chmod(0o644)
+    _save(weights, "weights")
     for name in ("config.json", "generation_config.json", "added_tokens.json"):
         shutil.copyfile(recording / "glus-tiny" / name, HERE / name)
     shutil.copytree(recording / "clip-vit-tiny", HERE / "clip-vit-tiny", dirs_exist_ok=True)
