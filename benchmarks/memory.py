@@ -73,9 +73,7 @@ def main() -> None:
         "at_the_last_frames": round(max(late), 1),
         "growth_per_cent": round(100 * (max(late) / max(early) - 1), 2),
         "while_the_overlay_is_written": round(max(overlay), 1),
-        "samples": [
-            [done, round(mib, 1)] for done, mib in segmenting[:: max(1, len(segmenting) // 60)]
-        ],
+        "samples": [[done, round(mib, 1)] for done, mib in segmenting[:: max(1, len(segmenting) // 60)]],
     }
     text = json.dumps(report)
     print(text)

@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from PIL import Image
+
 from glus.checkpoints import load
 from glus.config import GlusConfig
 from glus.miniature import write_miniature
 from glus.streaming import Segmentation
-from PIL import Image
 
 EXPRESSIONS = (
     "the small red disc that moves to the right",
@@ -47,7 +48,11 @@ def make_clip(folder: Path, frames: int, width: int, height: int) -> Path:
     for t in range(frames):
         picture = background.copy()
         picture[(x - width * (0.2 + 0.6 * t / frames)) ** 2 + (y - height / 2) ** 2 < (height / 8) ** 2] = (220, 40, 40)
-        picture[(abs(x - width / 3) < height / 12) & (abs(y - height * (0.1 + 0.8 * t / frames)) < height / 12)] = (40, 60, 220)
+        picture[(abs(x - width / 3) < height / 12) & (abs(y - height * (0.1 + 0.8 * t / frames)) < height / 12)] = (
+            40,
+            60,
+            220,
+        )
         Image.fromarray(picture).save(folder / f"{t:05d}.jpg", quality=90)
     return folder
 
@@ -58,11 +63,12 @@ def one_run(model, clip: Path, expressions, steady_from: int, **options) -> dict
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    arrivals = []
     start = time.perf_counter()
-    for mask in Segmentation(model, clip, list(expressions), **options):
-        if mask.expression_index == len(expressions) - 1:
-            arrivals.append(time.perf_counter())
+    arrivals = [
+        time.perf_counter()
+        for mask in Segmentation(model, clip, list(expressions), **options)
+        if mask.expression_index == len(expressions) - 1
+    ]
     frames = len(arrivals)
     steady = (arrivals[-1] - arrivals[steady_from - 1]) / (frames - steady_from)
     return {
@@ -157,7 +163,11 @@ def main() -> None:
     report = {
         "command": " ".join(["python", "benchmarks/speed.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "model": args.size,
         "parameters_million": round(sum(p.numel() for p in model.parameters()) / 1e6, 1),
         "dtype": str(model.dtype),
@@ -173,7 +183,11 @@ def main() -> None:
         },
     }
     print(json.dumps(report, indent=1), flush=True)
-    clip = make_clip(work / "clip", args.frames, args.width, args.height) if not (work / "clip").exists() else work / "clip"
+    clip = (
+        make_clip(work / "clip", args.frames, args.width, args.height)
+        if not (work / "clip").exists()
+        else work / "clip"
+    )
 
     steady_from = args.frames // 16 * 8  # at the end of a chunk, with the memory full
     ways = {"one frame at a time, eager": (1, False, 1), "chunks of 8, eager": (8, False, 1)}
@@ -192,8 +206,7 @@ def main() -> None:
             if round_number:  # the first round warms up: kernels are chosen, graphs captured
                 results[way].append(result)
     report["ways"] = {
-        way: {name: _median([run[name] for run in runs]) for name in runs[0]}
-        for way, runs in results.items()
+        way: {name: _median([run[name] for run in runs]) for name in runs[0]} for way, runs in results.items()
     }
     report["stages_ms_per_frame_in_chunks_of_8"] = {k: round(v, 2) for k, v in stages(model, clip, 8).items()}
     text = json.dumps(report, indent=1)

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from glus.miniature import write_miniature
-from glus.tokenizer import Tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from glus.miniature import write_miniature
+from glus.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent / "data"
 ORACLE = DATA / "oracle"
@@ -85,5 +86,3 @@ def load_oracle(oracle_folder, recorded_tokenizer, monkeypatch):
         return glus.load(oracle_folder, **options)
 
     return load
-
-

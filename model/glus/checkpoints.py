@@ -368,9 +368,7 @@ def account(model: nn.Module, published: Published) -> Accounting:
 UNKNOWN = "not a tensor of GLUS"
 
 
-def _ignored(
-    source: Source, used: set[str], rules: tuple[tuple[Callable[[str], bool], str], ...]
-) -> dict[str, str]:
+def _ignored(source: Source, used: set[str], rules: tuple[tuple[Callable[[str], bool], str], ...]) -> dict[str, str]:
     return {
         key: next((reason for matches, reason in rules if matches(key)), UNKNOWN)
         for key in source.keys()  # noqa: SIM118 - not a dict
@@ -594,4 +592,3 @@ class new_folder:  # noqa: N801 - used like a function
         if self.folder.is_dir():
             self.folder.rmdir()
         self._work.rename(self.folder)
-

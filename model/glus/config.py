@@ -125,6 +125,37 @@ class WindowConfig:
 
 
 @dataclass(frozen=True)
+class PromptConfig:
+    """Wording of the conversation; a model answers in the words it was trained with. Defaults: the released ones.
+
+    `{expression}` stands for the phrase, in answers `[SEG]` for the token. Inference asks the first question and opens
+    with `answer_opening`; training draws from all.
+    """
+
+    system: str = (
+        "A chat between a curious human and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the human's questions."
+    )
+    context_task: str = (
+        "Please finished the following tasks on the context frames above."  # as trained, grammar included
+    )
+    questions: tuple[str, ...] = (
+        "Can you segment the {expression} in this frame?",
+        "Please segment the {expression} in this frame.",
+        "What is {expression} in this frame? Please respond with segmentation mask.",
+        "What is {expression} in this frame? Please output segmentation mask.",
+    )
+    answers: tuple[str, ...] = (
+        "It is [SEG].",
+        "Sure, [SEG].",
+        "Sure, it is [SEG].",
+        "Sure, the segmentation result is [SEG].",
+        "[SEG].",
+    )
+    answer_opening: str = "Sure, the segmentation result is "
+
+
+@dataclass(frozen=True)
 class GlusConfig:
     """All sizes and rules of one model; saved as `config.json` beside its weights."""
 
@@ -133,6 +164,7 @@ class GlusConfig:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     memory_fuser_gamma: MemoryFuserGamma = "checkpoint"
 
     def __post_init__(self) -> None:
@@ -194,6 +226,7 @@ class GlusConfig:
             "segmenter": SegmenterConfig,
             "memory": MemoryConfig,
             "window": WindowConfig,
+            "prompt": PromptConfig,
         }
         built: dict[str, Any] = {name: _build(kind, rest.pop(name, {}), name) for name, kind in parts.items()}
         gamma = rest.pop("memory_fuser_gamma", "checkpoint")

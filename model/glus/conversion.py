@@ -441,4 +441,3 @@ def new_text_head(config: GlusConfig, seed: int) -> dict[str, Tensor]:
         _TEXT_HEAD + name: torch.empty(shape).uniform_(-bound, bound, generator=generator)
         for name, shape in shapes.items()
     }
-

@@ -1,13 +1,13 @@
 """Errors that people meet. Each says what came, what was wanted and what to try.
 
-    GlusError
-    ├── PromptError        an expression that cannot be asked (empty, or holding reserved tokens)
-    ├── VideoError         a video that cannot be read
-    │   ├── VideoNotFound    no such file or folder
-    │   └── NoVideoStream    a file without pictures in it
-    ├── CheckpointError    weights, configuration or vocabulary missing, damaged or not fitting together
-    ├── SettingError       an argument out of its range (a key frame beyond the clip, an unknown device)
-    └── DeviceMemoryError  the accelerator ran out of memory
+GlusError
+├── PromptError        an expression that cannot be asked (empty, or holding reserved tokens)
+├── VideoError         a video that cannot be read
+│   ├── VideoNotFound    no such file or folder
+│   └── NoVideoStream    a file without pictures in it
+├── CheckpointError    weights, configuration or vocabulary missing, damaged or not fitting together
+├── SettingError       an argument out of its range (a key frame beyond the clip, an unknown device)
+└── DeviceMemoryError  the accelerator ran out of memory
 """
 
 from __future__ import annotations

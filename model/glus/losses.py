@@ -139,14 +139,14 @@ class ObjectContrast:
             terms.append(torch.logsumexp(similarity, 0) - similarity[0])
         return torch.stack(terms).mean() if len(terms) >= 2 else embeddings.sum() * 0.0
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, list[tuple[TokenKey, Tensor]]]:
         """The bank, for resuming."""
         return {"bank": [(key, value.cpu()) for key, value in self.bank]}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, list[tuple[TokenKey, Tensor]]]) -> None:
         """Put a saved bank back."""
         self.bank.clear()
-        self.bank.extend(state["bank"])  # type: ignore[call-overload]
+        self.bank.extend(state["bank"])
 
 
 def _same_phrase(a: TokenKey, b: TokenKey) -> bool:

@@ -1,4 +1,4 @@
-"""J, F and the other scores of a mask track, as the benchmarks define them. Knows numpy and OpenCV; not files or models.
+"""J, F and the other scores of a mask track, as the benchmarks define them. Knows arrays; not files or models.
 
 Arrays are (T, H, W) bool, T frames of one clip; every function gives one value a frame, float64.
 """
@@ -36,7 +36,8 @@ def region_similarity(truth: Masks, prediction: Masks, void: Masks | None = None
     truth, prediction = _checked(truth, prediction, void)
     both = np.count_nonzero(truth & prediction, axis=(1, 2))
     either = np.count_nonzero(truth | prediction, axis=(1, 2))
-    return np.divide(both, either, out=np.ones(len(truth)), where=either > 0)
+    scores: Scores = np.divide(both, either, out=np.ones(len(truth)), where=either > 0)
+    return scores
 
 
 def boundary_accuracy(truth: Masks, prediction: Masks, void: Masks | None = None, *, bound: float = BOUND) -> Scores:
@@ -94,7 +95,8 @@ def robustness(truth: Masks, prediction: Masks, foreground: Masks, convention: C
     if foreground.shape != truth.shape:
         raise SettingError(f"the foreground is {foreground.shape}, the truth {truth.shape}; wanted one shape")
     wrong = np.count_nonzero(prediction & ~truth, axis=(1, 2)) * (255 if _known(convention) == "0/255" else 1)
-    return np.maximum(0.0, 1.0 - wrong / (np.count_nonzero(foreground, axis=(1, 2)) + _EPSILON))
+    scores: Scores = np.maximum(0.0, 1.0 - wrong / (np.count_nonzero(foreground, axis=(1, 2)) + _EPSILON))
+    return scores
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,8 @@ def _boundary_f(truth: Masks, prediction: Masks, radius: int) -> float:
     if not in_truth or not in_prediction:
         return float(in_truth == in_prediction)
     # Only the surroundings of the boundaries are widened: objects are small, and a disk is slow work.
-    rows, columns = ((truth | prediction).any(axis=axis) for axis in (1, 0))
-    window = tuple(slice(int(np.argmax(some)), len(some) - int(np.argmax(some[::-1]))) for some in (rows, columns))
+    rows, columns = (np.flatnonzero((truth | prediction).any(axis=axis)) for axis in (1, 0))
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     truth, prediction = truth[window], prediction[window]
     precision = np.count_nonzero(prediction & _widened(truth, radius)) / in_prediction
     recall = np.count_nonzero(truth & _widened(prediction, radius)) / in_truth
@@ -204,5 +206,5 @@ def _widened(boundary: Masks, radius: int) -> Masks:
 
 @cache
 def _disk(radius: int) -> NDArray[np.uint8]:
-    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return (x * x + y * y <= radius * radius).astype(np.uint8)
+    squares = np.arange(-radius, radius + 1) ** 2
+    return np.asarray(np.add.outer(squares, squares) <= radius * radius, dtype=np.uint8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +17,9 @@ import torch
 from torch import Tensor
 
 from glus.checkpoints import model_tensors, new_folder
-from glus.config import IMAGE_END_TOKEN, IMAGE_START_TOKEN, SEG_TOKEN, GlusConfig
+from glus.config import IMAGE_END_TOKEN, IMAGE_START_TOKEN, SEG_TOKEN, GlusConfig, PromptConfig
 from glus.conversion import write_published
 from glus.modeling.glus import Glus
-from glus.processing import ANSWER_OPENING, CONTEXT_TASK, QUESTION, SYSTEM
 from glus.tokenizer import Tokenizer
 from glus.weights import SHARD_BYTES
 
@@ -54,7 +54,7 @@ def _values(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
         return 0.02 * noise + (1.0 if name.endswith(("weight", "scale")) else 0.0)
     if "embed" in name or "token" in name or "encoding" in name:
         return noise  # embeddings, learnt tokens, position codes: no fan-in
-    return noise / float(like[0].numel()) ** 0.5
+    return noise / math.sqrt(like[0].numel())
 
 
 def _answer_seg(model: Glus) -> None:
@@ -80,8 +80,9 @@ def write_vocabulary(folder: Path, size: int = 256) -> Tokenizer:
     """
     import sentencepiece
 
-    sentences = [SYSTEM, CONTEXT_TASK, f"USER: ASSISTANT: {ANSWER_OPENING}."]
-    sentences += [QUESTION.format(expression=f"the {thing} {doing}") for thing in _THINGS for doing in _DOINGS]
+    words = PromptConfig()
+    sentences = [words.system, words.context_task, f"USER: ASSISTANT: {words.answer_opening}."]
+    sentences += [words.questions[0].format(expression=f"the {t} {d}") for t in _THINGS for d in _DOINGS]
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),

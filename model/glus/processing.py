@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glus.config import IMAGE_END_TOKEN, IMAGE_START_TOKEN, SEG_TOKEN, SegmenterConfig, VisionConfig
+from glus.config import IMAGE_END_TOKEN, IMAGE_START_TOKEN, SEG_TOKEN, PromptConfig, SegmenterConfig, VisionConfig
 from glus.errors import PromptError, SettingError, VideoError
 
 if TYPE_CHECKING:
@@ -25,13 +26,7 @@ Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 
 IMAGE = "<image>"
 IMAGE_ID = -200  # stands where an image's tokens go
-SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
-)
-CONTEXT_TASK = "Please finished the following tasks on the context frames above."  # as trained, grammar included
-QUESTION = "Can you segment the {expression} in this frame?"
-ANSWER_OPENING = "Sure, the segmentation result is "
+PUBLISHED_WORDING = PromptConfig()
 MAX_EXPRESSION = 1000  # characters; the language model's window ends near 2,000 positions
 
 
@@ -106,7 +101,7 @@ def context_indices(length: int, count: int = 4) -> list[int]:
         raise SettingError("a clip without frames has no context frames")
     starts = np.linspace(0, length, count + 1, dtype=int)
     offset = math.ceil(length / count) // 2
-    return [int(min(start + offset, end - 1)) for start, end in zip(starts[:-1], starts[1:], strict=True)]
+    return [int(min(start + offset, end - 1)) for start, end in pairwise(starts)]
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
@@ -119,7 +114,9 @@ def clean_expression(expression: str, reserved: Sequence[str] = ()) -> str:
         PromptError: nothing is left of it, it holds a token with a meaning of its own, or it is far too long.
     """
     if not isinstance(expression, str):
-        raise PromptError(f"an expression is {type(expression).__name__}; wanted a string such as 'the dog on the left'")
+        raise PromptError(
+            f"an expression is {type(expression).__name__}; wanted a string such as 'the dog on the left'"
+        )
     if not expression.replace(".", "").strip():
         raise PromptError(
             f"the prompt is empty ({expression!r}); say what to segment, for example 'the dog that turns left'"
@@ -130,11 +127,15 @@ def clean_expression(expression: str, reserved: Sequence[str] = ()) -> str:
         if token.lower() in expression.lower():
             raise PromptError(f"the prompt {expression!r} holds {token}, which the model reserves; leave it out")
     if len(expression) > MAX_EXPRESSION:
-        raise PromptError(f"the prompt has {len(expression)} characters; at most {MAX_EXPRESSION} fit the model's window")
+        raise PromptError(
+            f"the prompt has {len(expression)} characters; at most {MAX_EXPRESSION} fit the model's window"
+        )
     return expression.removesuffix(".").lower()
 
 
-def prompt_text(expression: str, answered: Sequence[bool], context_frames: int = 4) -> str:
+def prompt_text(
+    expression: str, answered: Sequence[bool], context_frames: int = 4, wording: PromptConfig = PUBLISHED_WORDING
+) -> str:
     """The conversation up to the open answer of the newest frame.
 
     Args:
@@ -142,14 +143,50 @@ def prompt_text(expression: str, answered: Sequence[bool], context_frames: int =
         answered: for each earlier frame of the window, oldest first, whether its answer held [SEG]. The text then
             differs by a space that the tokenizer removes again, so the ids are the same.
         context_frames: images of the opening.
+        wording: of the model.
     """
-    image = f"{IMAGE_START_TOKEN}{IMAGE}{IMAGE_END_TOKEN}"
-    question = f"{image}\n{QUESTION.format(expression=expression)}"
-    text = f"{SYSTEM} USER: {image * context_frames}\n{CONTEXT_TASK}\n"
+    text = _opening(context_frames, wording)
+    question = _question(wording.questions[0], expression)
     for found in answered:
         ending = f"{SEG_TOKEN}." if found else f"{SEG_TOKEN} ."
-        text += f"{question} ASSISTANT: {ANSWER_OPENING}{ending}</s>USER: "
-    return f"{text}{question} ASSISTANT: {ANSWER_OPENING}"
+        text += f"{question} ASSISTANT: {wording.answer_opening}{ending}</s>USER: "
+    return (
+        f"{text}{question} ASSISTANT: {wording.answer_opening}"
+        if wording.answer_opening
+        else f"{text}{question} ASSISTANT:"
+    )
+
+
+def training_text(
+    expression: str,
+    templates: Sequence[tuple[int, int]],
+    context_frames: int = 4,
+    wording: PromptConfig = PUBLISHED_WORDING,
+) -> str:
+    """A whole conversation, one answered question for each query frame.
+
+    Args:
+        expression: cleaned expression.
+        templates: for each query frame which question and which answer of `wording`.
+        context_frames: images of the opening.
+        wording: of the model.
+    """
+    turns = [
+        f"{_question(wording.questions[question], expression)} ASSISTANT: {wording.answers[answer]}</s>"
+        for question, answer in templates
+    ]
+    return _opening(context_frames, wording) + "USER: ".join(turns)
+
+
+def _opening(context_frames: int, wording: PromptConfig) -> str:
+    images = f"{IMAGE_START_TOKEN}{IMAGE}{IMAGE_END_TOKEN}" * context_frames
+    system = f"{wording.system} " if wording.system else ""
+    task = f"{wording.context_task}\n" if wording.context_task else ""
+    return f"{system}USER: {images}\n{task}"
+
+
+def _question(template: str, expression: str) -> str:
+    return f"{IMAGE_START_TOKEN}{IMAGE}{IMAGE_END_TOKEN}\n{template.format(expression=expression)}"
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -272,7 +272,8 @@ class VideoSession:
 
     def _read(self, new: Tensor) -> Tensor:
         """States that predict [SEG] for the new frames, (T * K, D). No window depends on an earlier answer: a missed
-        one changes only a space that the tokenizer removes, so all windows can be read in one go."""
+        one changes only a space that the tokenizer removes, so all windows can be read in one go.
+        """
         tokens = [*self._tokens, *new]
         past, query = len(self._tokens), self.model.config.window.query_frames
         windows = []
@@ -332,7 +333,9 @@ class VideoSession:
                         frame_index=first + self._direction * t,
                         expression_index=number,
                         mask=masks[number] if present else np.zeros(size, dtype=bool),
-                        logits=small[t, number] if found[t][number] else np.full_like(small[t, number], NO_OBJECT_LOGIT),
+                        logits=small[t, number]
+                        if found[t][number]
+                        else np.full_like(small[t, number], NO_OBJECT_LOGIT),
                         score=scores[t][number] if present else 0.0,
                         present=present,
                     )
@@ -356,7 +359,7 @@ def _read_opening(model: Glus, expressions: Sequence[str], context: Tensor) -> _
     for expression in expressions:
         laid_out = []
         for earlier in range(window.query_frames):
-            text = prompt_text(expression, [True] * earlier, window.context_frames)
+            text = prompt_text(expression, [True] * earlier, window.context_frames, model.config.prompt)
             prefix_ids, ids = split_prefix(prompt_ids(model.tokenizer, text), window.context_frames)
             laid_out.append(torch.tensor(expand_images(ids, tokens), device=model.device))
         windows.append(tuple(laid_out))

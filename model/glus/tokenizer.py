@@ -117,7 +117,7 @@ class Tokenizer:
         return cls(processor.encode, added, control, files)
 
 
-def _added_tokens(folder: Path, processor: Any) -> dict[str, int]:  # noqa: ANN401 - untyped library
+def _added_tokens(folder: Path, processor: Any) -> dict[str, int]:
     listed = folder / "added_tokens.json"
     if listed.is_file():
         try:

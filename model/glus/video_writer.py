@@ -45,6 +45,7 @@ def object_colour(index: int) -> tuple[int, int, int]:
     red, green, blue = (c * 11 // 20 if shade == 1 else (c + 255) // 2 for c in hue)
     return red, green, blue
 
+
 # x264 by itself holds dozens of pictures to look ahead: 80 MB at 720p. These cost a fifth in file size instead.
 _FEW_PICTURES = "rc-lookahead=4:sync-lookahead=0:sliced-threads=1:bframes=0:ref=1"
 
@@ -132,9 +133,7 @@ class VideoWriter:
         pts = round(self._due if time is None else time * self._clock)
         if pts < 0 or (self._last is not None and pts <= self._last):
             before = "" if self._last is None else f", after {self._last / self._clock:.6f} s"
-            raise SettingError(
-                f"frame {self.frames_written} at {time} s{before}; wanted times from 0 that increase"
-            )
+            raise SettingError(f"frame {self.frames_written} at {time} s{before}; wanted times from 0 that increase")
         wide, high = self.encoded_size
         if (wide, high) != (self.width, self.height):
             frame = np.pad(frame, ((0, high - self.height), (0, wide - self.width), (0, 0)), mode="edge")
@@ -294,9 +293,7 @@ def _legend(labels: tuple[str, ...], width: int, height: int) -> Image8:
     for row, text in enumerate(texts):
         top = margin + row * line
         if row < len(labels) and not (len(labels) > fit and row == fit - 1):
-            draw.rectangle(
-                (margin, top + line // 5, margin + size - 1, top + line // 5 + size - 1), object_colour(row)
-            )
+            draw.rectangle((margin, top + line // 5, margin + size - 1, top + line // 5 + size - 1), object_colour(row))
         draw.text((2 * margin + size, top + line / 2), text, (255, 255, 255, 255), font, anchor="lm")
     legend: Image8 = np.asarray(image).copy()
     legend.setflags(write=False)

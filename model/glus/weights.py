@@ -96,7 +96,7 @@ def load_torch_file(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _torch_load(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+def _torch_load(path: Path) -> Any:
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
     # the format before torch 1.6 is no zip archive and cannot be memory-mapped

@@ -15,9 +15,7 @@ from disc_segmenter import disc
 from glus_backend.results import decode_brush
 
 
-def body_for(
-    capture, frames, *, prompt="the yellow disc", task_ids=(1,), context=None, config="frames_brush.xml"
-):
+def body_for(capture, frames, *, prompt="the yellow disc", task_ids=(1,), context=None, config="frames_brush.xml"):
     """A batch request in the recorded form, for frames that exist here."""
     body = capture("predict_request_batch")
     recorded = body["tasks"][0]
@@ -28,17 +26,11 @@ def body_for(
 
 
 def typed(text):
-    return {
-        "result": [
-            {"type": "textarea", "from_name": "prompt", "to_name": "frames", "value": {"text": [text]}}
-        ]
-    }
+    return {"result": [{"type": "textarea", "from_name": "prompt", "to_name": "frames", "value": {"text": [text]}}]}
 
 
 def status_of(item):
-    return [
-        region["value"]["text"][0] for region in item.get("result", []) if region["from_name"] == "status"
-    ]
+    return [region["value"]["text"][0] for region in item.get("result", []) if region["from_name"] == "status"]
 
 
 def answer_of(made, body):
@@ -71,10 +63,7 @@ def test_a_recorded_interactive_request_is_answered_with_masks(service, capture,
         url.replace("http://127.0.0.1:9096", site.url) for url in body["tasks"][0]["data"]["frames"]
     ]
     (item,) = made.predict(body)
-    assert (
-        item["model_version"]
-        == made.client.post("/setup", json=capture("setup_request")).json["model_version"]
-    )
+    assert item["model_version"] == made.client.post("/setup", json=capture("setup_request")).json["model_version"]
     assert item["score"] == pytest.approx(0.9)
     assert [region["id"] for region in item["result"]] == [f"obj1-frame0000{n}" for n in range(3)]
     for index, region in enumerate(item["result"]):
@@ -257,9 +246,7 @@ def test_requests_beyond_the_free_threads_do_not_wait(service, capture, frames, 
     gate = tmp_path / "gate"
     made = service(options={"gate": str(gate)}, threads=3, predict_wait=30)
     answers = []
-    first = threading.Thread(
-        target=lambda: answers.extend(made.predict(body_for(capture, frames, prompt="gated")))
-    )
+    first = threading.Thread(target=lambda: answers.extend(made.predict(body_for(capture, frames, prompt="gated"))))
     first.start()
     until(made.clips_segmented)
     assert made.predict(body_for(capture, frames, prompt="gated")) == [{"score": 0}]

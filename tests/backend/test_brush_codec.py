@@ -69,9 +69,7 @@ def test_captured_masks_decode_to_a_disc_and_encode_to_the_same_mask(capture):
 
 
 def test_an_empty_mask_is_the_captured_empty_mask(capture):
-    region = next(
-        r for r in capture("predict_response_correction_loop")["results"][0]["result"] if r.get("dynamic")
-    )
+    region = next(r for r in capture("predict_response_correction_loop")["results"][0]["result"] if r.get("dynamic"))
     ours = encode_brush(np.zeros((240, 320), bool))
     assert region["value"]["rle"][: len(ours)] == ours
     assert not decode_brush(region["value"]["rle"], 240, 320).any()
@@ -79,18 +77,14 @@ def test_an_empty_mask_is_the_captured_empty_mask(capture):
 
 def test_a_mask_that_the_browser_wrote(capture):
     region = next(
-        r
-        for r in capture("ui_submit_annotation_request_correction_loop")["result"]
-        if r.get("item_index") == 12
+        r for r in capture("ui_submit_annotation_request_correction_loop")["result"] if r.get("item_index") == 12
     )
     alpha = decode_alpha(region["value"]["rle"], 240, 320)
     assert np.unique(alpha).size > 2  # soft edges, hence literal runs
     mask = decode_brush(region["value"]["rle"], 240, 320)
     assert np.array_equal(mask, alpha >= 128)
     assert np.array_equal(decode_brush(encode_brush(mask), 240, 320), mask)
-    before = capture("predict_request_correction_loop")["tasks"][0]["predictions"][0]["result"][0]["value"][
-        "rle"
-    ]
+    before = capture("predict_request_correction_loop")["tasks"][0]["predictions"][0]["result"][0]["value"]["rle"]
     both = mask & decode_brush(before, 240, 320)
     assert both.sum() > 0.8 * mask.sum()  # the same disc, but for two strokes
 

@@ -45,9 +45,7 @@ def make_engine():
 def test_masks_come_back_as_they_were_made(make_engine, clip):
     engine = make_engine()
     got = list(engine.segment(clip, ["the cat", "absent", "the bird"]))
-    assert [(mask.frame_index, expression) for expression, mask in got] == [
-        (f, e) for f in range(5) for e in range(3)
-    ]
+    assert [(mask.frame_index, expression) for expression, mask in got] == [(f, e) for f in range(5) for e in range(3)]
     for expression, mask in got:
         assert mask.present is (expression != 1)
         wanted = disc(mask.frame_index, expression) & (expression != 1)

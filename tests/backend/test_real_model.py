@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 
-import glus
 import numpy as np
 import pytest
 from backend_helpers import until
 from PIL import Image
 
+import glus
 from glus_backend.app import create_app
 from glus_backend.engine import Engine
 from glus_backend.results import region_mask

@@ -27,9 +27,7 @@ def tracks(absent: int = -1):
             number + 1,
             prompt,
             tuple(
-                ObjectMask.from_mask(
-                    index, disc(index, number) & (index != absent), round(0.5 + index / 100, 2)
-                )
+                ObjectMask.from_mask(index, disc(index, number) & (index != absent), round(0.5 + index / 100, 2))
                 for index in range(12)
             ),
         )
@@ -120,8 +118,6 @@ def test_strokes_that_are_not_merged_are_not_lost_silently(capture):
 
 
 def test_the_mean_score():
-    assert mean_score(brush_regions(TASK, tracks())) == pytest.approx(
-        np.mean([0.5 + n / 100 for n in range(12)])
-    )
+    assert mean_score(brush_regions(TASK, tracks())) == pytest.approx(np.mean([0.5 + n / 100 for n in range(12)]))
     assert mean_score([]) == 0
     assert mean_score([text_region(TextField("status", "frames"), "x")]) == 0

@@ -115,9 +115,7 @@ def test_our_token_goes_to_no_other_host(storage, site, new_site):
 def test_not_through_a_redirect_either(storage, site, new_site, status):
     other = new_site()
     other.pages["/f"] = lambda h: h.reply(302, Location=f"{site.url}/back")
-    site.pages["/start"] = lambda h: h.reply(
-        status, Location=f"{other.url}/f", Set_Cookie="session=1; Path=/"
-    )
+    site.pages["/start"] = lambda h: h.reply(status, Location=f"{other.url}/f", Set_Cookie="session=1; Path=/")
     site.pages["/back"] = jpeg(4)
     assert storage.fetch("/start", StudioAccess(site.url, "secret")).read_bytes() == jpeg(4)
     assert site.authorizations("/start") == ["Token secret"]

@@ -48,8 +48,7 @@ def test_names_come_from_the_config_not_from_habit():
         '<image name="pics" valuelist="$clip"/>',
         '<TextArea name="what" toname="pics" value="$prompt"/>',
         '<BrushLabels name="other" toName="elsewhere"><Label value="x"/></BrushLabels>',
-        '<BrushLabels name="paint" toName="pics"><View><Label value="cat"/>'
-        '<Label value="dog"/></View></BrushLabels>',
+        '<BrushLabels name="paint" toName="pics"><View><Label value="cat"/><Label value="dog"/></View></BrushLabels>',
     )
     assert (config.image, config.frames_key, config.brush, config.labels) == (
         "pics",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import glus
 import numpy as np
 import pytest
 import torch
-from glus.streaming import Segmentation
 from safetensors.torch import load_file
+
+import glus
+from glus.streaming import Segmentation
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,7 +57,7 @@ def test_graphs_equal_eager_for_several_expressions(tiny_checkpoint, chair):
 
 def test_switching_gamma_reaches_captured_graphs(tiny_checkpoint, chair):
     model = glus.load(tiny_checkpoint, device="cuda", dtype="float32", memory_fuser_gamma="reset")
-    frames = [frame for frame in glus.video.open_video(chair).frames(0, 12)]
+    frames = list(glus.video.open_video(chair).frames(0, 12))
     before = [m.logits for m in glus.segment(model, frames, "the chair")]
     model.segmenter.set_memory_fuser_gamma("checkpoint")
     trained = [m.logits for m in glus.segment(model, frames, "the chair")]
@@ -69,8 +70,9 @@ def test_switching_gamma_reaches_captured_graphs(tiny_checkpoint, chair):
 def test_memory_is_flat(tiny_checkpoint, chair):
     model = glus.load(tiny_checkpoint, device="cuda")
     frames = list(glus.video.open_video(chair).frames()) * 4
-    held = []
-    for mask in glus.segment(model, frames, "the chair"):
-        if mask.frame_index in (60, 230):
-            held.append(torch.cuda.memory_allocated())
+    held = [
+        torch.cuda.memory_allocated()
+        for mask in glus.segment(model, frames, "the chair")
+        if mask.frame_index in {60, 230}
+    ]
     assert abs(held[1] - held[0]) < 2_000_000

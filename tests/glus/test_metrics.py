@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from glus import metrics
 from glus.errors import SettingError
 

@@ -11,16 +11,17 @@ import json
 from itertools import islice
 from pathlib import Path
 
-import glus
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
+import glus
 from glus.checkpoints import read_sam2_config
 from glus.config import MemoryConfig
 from glus.modeling.segmenter import Segmenter
 from glus.processing import clip_pixels, expand_images, prompt_ids, prompt_text
 from glus.streaming import Segmentation, VideoSession
-from safetensors.torch import load_file
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
 FACTS = json.loads((ORACLE / "cases.json").read_text(encoding="utf-8"))
@@ -124,9 +125,9 @@ def run(case, model, recorder, frames, **options):
         every = facts.get(f"{name}_frames", ok if len(ok) < steps else list(range(len(rows))))
         rows = rows[every]
         close(name, rows[:: facts["every"][name]], value)
-    assert [int(t) for d in recorder.decoded for t in d.token][:steps] == [
-        f.get("used_token", t) for f, t in zip(facts["frames"], (int(t) for d in recorder.decoded for t in d.token))
-    ]
+    tokens = [int(token) for decoded in recorder.decoded for token in decoded.token]
+    recorded = [frame.get("used_token") for frame in facts["frames"]]
+    assert all(w is None or w == got for got, w in zip(tokens, recorded, strict=True))
     return masks, wanted
 
 
@@ -242,7 +243,9 @@ def test_bfloat16_stays_within_what_the_released_code_loses(load_oracle, oracle_
     # the recording's own bfloat16 run is 1-3 % off; masks are no target, because the stability rule may flip
     assert max(relative(a, b) for a, b in zip(got["pred_embedding"], full["pred_embedding"], strict=True)) < 0.035
     every = FACTS["forward"]["all_mask_logits_frames"][::5]
-    assert max(relative(a, b) for a, b in zip(got["all_mask_logits"][every], full["all_mask_logits"], strict=True)) < 0.035
+    assert (
+        max(relative(a, b) for a, b in zip(got["all_mask_logits"][every], full["all_mask_logits"], strict=True)) < 0.035
+    )
 
 
 def test_sam2_configuration_reads_yaml_as_well_as_json(tmp_path):

@@ -25,6 +25,15 @@ DOG, CAT, CAR = "the dog on the left", "the cat", "the car that stops"
 NEAR = 1e-6  # of logits up to 40, in double precision, where batches of another size add up in another order
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """At this size a second thread of torch gains nothing, and where others work too it loses much by waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "glus-64"
@@ -429,10 +438,10 @@ def through_a_file(state):
 
 @pytest.mark.parametrize(
     ("chunk", "key_frame", "expressions"),
-    [(1, None, DOG), (1, 3, DOG), (1, 6, DOG), (3, None, [DOG, CAT]), (3, 3, DOG), (3, 2, [DOG, CAT]), (3, 6, DOG)],
+    [(1, None, DOG), (1, 3, DOG), (1, 5, DOG), (3, None, [DOG, CAT]), (3, 2, DOG), (3, 1, [DOG, CAT]), (3, 5, DOG)],
 )
 def test_resuming_at_every_cut(model, chunk, key_frame, expressions):
-    frames = clip(7)
+    frames = clip(6)
     count = 1 if isinstance(expressions, str) else len(expressions)
 
     def start(state=None):

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from glus.adapters import LoraSettings, add_lora, choose_trained, merge_lora
 from glus.checkpoints import file_names
 from glus.losses import LossWeights, ObjectContrast, TokenKey, mask_losses, seg_loss
 from glus.modeling.glus import TrainingBatch
 from glus.processing import IMAGE_ID, clip_pixels, expand_images, sam_pixels
-from safetensors.torch import load_file
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
 FACTS = json.loads((ORACLE / "train_step.json").read_text(encoding="utf-8"))
@@ -151,3 +152,17 @@ def test_ids_hold_four_answers():
     ids = load_file(ORACLE / "train_step.safetensors")["input_ids"]
     assert ((ids == 32000).sum(1) == 4).all()
     assert ((ids == IMAGE_ID).sum(1) == 8).all()
+
+
+def test_conversations(recorded_tokenizer):
+    from glus.processing import prompt_ids, training_text
+
+    ids = load_file(ORACLE / "train_step.safetensors")["input_ids"].tolist()
+    number = 0
+    for sample in FACTS["samples"]:
+        for expression, templates in zip(sample["exprs"], sample["qa"], strict=True):
+            text = training_text(expression, [tuple(pair) for pair in templates])
+            assert text == FACTS["conversations"][number]
+            got = prompt_ids(recorded_tokenizer, text)
+            assert got == ids[number][: len(got)]
+            number += 1

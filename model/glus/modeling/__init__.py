@@ -1,0 +1,1 @@
+"""The network: three parts and the wiring."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from glus.config import GlusConfig, MemoryConfig
+from glus.config import GlusConfig
 from glus.memory import memory_frames
 from glus.modeling.language import Language, Prefix, pad_windows
 from glus.modeling.recurrence import GraphedStep, Step, recurrent_step
@@ -33,10 +33,13 @@ class TrainingBatch:
     Attributes:
         context: (B, 4, 3, s, s) CLIP pixels of the context frames.
         query: (B, Q, 3, s, s) CLIP pixels of the query frames.
-        images: (B, Q, 3, S, S) SAM 2 pixels of them.
+        images: (B, D', 3, S, S) SAM 2 pixels of the decoded frames (all Q of them unless `decode` says otherwise).
         ids: (N, L) expanded ids of whole conversations, padded on the right.
         clip_of: (N,) which clip an expression belongs to; ascending.
         seg_places: (N, Q) positions that predict [SEG].
+        decode: which of the query frames get a mask, in ascending order; None: all.
+        prompts: (N, D', C) prompts to decode instead of the model's own (points, say), D' decoded frames; with `own`.
+        own: (N, D') 1.0 where the model's own embedding is decoded, 0.0 where `prompts` is.
     """
 
     context: Tensor
@@ -45,6 +48,9 @@ class TrainingBatch:
     ids: Tensor
     clip_of: Tensor
     seg_places: Tensor
+    decode: Tensor | None = None
+    prompts: Tensor | None = None
+    own: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,15 +61,19 @@ class GlusOutput:
         seg_states: (N, Q, D) states that predict [SEG].
         seg_logits: (N, Q, V) next-token logits there.
         embeddings: (N, Q, C) prompts for the mask decoder.
-        mask_logits: (N, Q, h, w).
+        mask_logits: (N, D', h, w) of the decoded frames; None if none was asked for.
+        mask_iou: (N, D') the decoder's own estimate of its masks' IoU.
         hidden: (N, L, D) final states of all positions.
+        patches: (B, 4 + Q, 64, width) CLIP features before the projector.
     """
 
     seg_states: Tensor
     seg_logits: Tensor
     embeddings: Tensor
-    mask_logits: Tensor
+    mask_logits: Tensor | None
+    mask_iou: Tensor | None
     hidden: Tensor
+    patches: Tensor
 
 
 class Glus(nn.Module):
@@ -135,7 +145,13 @@ class Glus(nn.Module):
         return self.language.read_windows(prefix, embeddings, last)
 
     def forward(
-        self, batch: TrainingBatch, *, memory_gradients: bool = False, memory: bool = True, stride: int = 1
+        self,
+        batch: TrainingBatch,
+        *,
+        memory_gradients: bool = False,
+        memory: bool = True,
+        stride: int = 1,
+        masks: bool = True,
     ) -> GlusOutput:
         """One conversation per expression, Q frames answered in one reading, masks frame by frame through the memory.
 
@@ -143,45 +159,54 @@ class Glus(nn.Module):
             batch: see `TrainingBatch`.
             memory_gradients: let gradients flow through image features of SAM 2, memory attention and memories. The
                 released code computes all of these without gradient.
-            memory: whether the mask decoder remembers the earlier query frames.
+            memory: whether the mask decoder remembers the earlier decoded frames.
             stride: of the memory rule; 1 in the released training.
+            masks: whether masks are decoded at all.
         """
-        clips, queries = batch.query.shape[:2]
-        tokens = self.image_tokens(torch.cat((batch.context, batch.query), dim=1).flatten(0, 1))
-        images = tokens.reshape(clips, -1, *tokens.shape[1:])[batch.clip_of]  # (N, 4 + Q, 64, D)
+        clips = batch.query.shape[0]
+        pixels = torch.cat((batch.context, batch.query), dim=1).flatten(0, 1)
+        patches = self.vision(pixels.to(self.device, self.dtype))
+        tokens = self.projector(patches)
+        images = tokens.reshape(clips, -1, tokens.shape[-1])[batch.clip_of]  # (N, (4 + Q) * 64, D)
         places = batch.ids == IMAGE_ID
+        which = (places.long().cumsum(1) - 1).clamp(min=0)[..., None].expand(-1, -1, images.shape[-1])
         embeddings = self.language.embed(batch.ids)
-        embeddings = embeddings.masked_scatter(places[..., None], images.reshape(-1, images.shape[-1]).to(embeddings))
+        embeddings = torch.where(places[..., None], images.gather(1, which).to(embeddings), embeddings)
         hidden = self.language.llama.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         states = hidden[torch.arange(len(hidden), device=hidden.device)[:, None], batch.seg_places]
         prompts = self.text_head(states)
-        masks = self._training_masks(batch, prompts, memory_gradients, memory, stride)
-        return GlusOutput(states, self.language.llama.lm_head(states), prompts, masks, hidden)
+        logits, iou = self._training_masks(batch, prompts, memory_gradients, memory, stride) if masks else (None, None)
+        patches = patches.reshape(clips, -1, *patches.shape[1:])
+        return GlusOutput(states, self.language.llama.lm_head(states), prompts, logits, iou, hidden, patches)
 
     def _training_masks(
         self, batch: TrainingBatch, prompts: Tensor, memory_gradients: bool, memory: bool, stride: int
-    ) -> Tensor:
-        clips, queries = batch.images.shape[:2]
-        rule = MemoryConfig(slots=self.config.memory.slots, stride=stride)
+    ) -> tuple[Tensor, Tensor]:
+        queries = batch.images.shape[1]
+        asked = prompts if batch.decode is None else prompts[:, batch.decode]
+        if batch.prompts is not None and batch.own is not None:
+            asked = torch.where(batch.own[..., None] > 0.5, asked, batch.prompts.to(asked))
         remembered: dict[int, Tensor] = {}
-        logits = []
-        with torch.set_grad_enabled(memory_gradients and torch.is_grad_enabled()):
+        logits, iou = [], []
+        flow = memory_gradients and torch.is_grad_enabled()
+        with torch.set_grad_enabled(flow):
             features = self.segmenter.image_features(batch.images.flatten(0, 1).to(self.dtype))
         for frame in range(queries):
-            rows = torch.arange(clips, device=self.device)[batch.clip_of] * queries + frame
+            rows = batch.clip_of * queries + frame
             mine = ImageFeatures(features.fine[rows], features.middle[rows], features.coarse[rows])
-            wanted = memory_frames(frame, slots=rule.slots, stride=rule.stride) if memory else []
-            with torch.set_grad_enabled(memory_gradients and torch.is_grad_enabled()):
+            wanted = memory_frames(frame, slots=self.config.memory.slots, stride=stride) if memory else []
+            with torch.set_grad_enabled(flow):
                 past = torch.stack([remembered[f] for f in wanted], dim=1) if wanted else None
                 conditioned = self.segmenter.condition(mine.coarse, past)
-            decoded = self.segmenter.decode(mine, conditioned, prompts[:, frame], single=True)
+            decoded = self.segmenter.decode(mine, conditioned, asked[:, frame], single=True)
             logits.append(decoded.logits)
+            iou.append(decoded.iou)
             if memory and frame < queries - 1:
-                with torch.set_grad_enabled(memory_gradients and torch.is_grad_enabled()):
+                with torch.set_grad_enabled(flow):
                     remembered[frame] = self.segmenter.encode_memory(conditioned, decoded.logits)
-        return torch.stack(logits, dim=1)
+        return torch.stack(logits, dim=1), torch.stack(iou, dim=1)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Glus:  # noqa: ANN401 - nn.Module's own signature
+    def _apply(self, fn: Any, recurse: bool = True) -> Glus:
         self.forget_graphs()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

@@ -57,9 +57,7 @@ class GraphedStep:
         self._graphs: dict[tuple[int, int, bool], Callable[..., Step]] = {}
         self._pool: Any = None
 
-    def __call__(
-        self, features: ImageFeatures, prompts: Tensor, memories: Tensor | None, *, remember: bool
-    ) -> Step:
+    def __call__(self, features: ImageFeatures, prompts: Tensor, memories: Tensor | None, *, remember: bool) -> Step:
         """See `recurrent_step`."""
         key = (prompts.shape[0], 0 if memories is None else memories.shape[1], remember)
         if key not in self._graphs:

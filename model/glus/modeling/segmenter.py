@@ -59,7 +59,7 @@ class Decoded:
 class _AllMasksDecoder(Sam2VideoMaskDecoder):  # type: ignore[misc] # transformers is untyped
     """The library's decoder, giving all four masks: choosing among them is `select_mask`'s business."""
 
-    def train(self, mode: bool = True) -> _AllMasksDecoder:
+    def train(self, mode: bool = True) -> _AllMasksDecoder:  # noqa: ARG002
         # In training mode the library would cut the masks down to token 0; nothing else in it depends on the mode.
         super().train(mode=False)
         return self
@@ -69,7 +69,7 @@ class _AllMasksDecoder(Sam2VideoMaskDecoder):  # type: ignore[misc] # transforme
 
 
 def build_sam2(config: SegmenterConfig) -> Sam2VideoModel:
-    """transformers' SAM 2 modules at our sizes, with every width that the library hard-wires put right."""
+    """SAM 2 modules of transformers at our sizes, with every width that the library hard-wires put right."""
     widths = [config.embed_dim * 2**i for i in range(len(config.stages))]
     grids = [[config.image_size // s] * 2 for s in (4, 8, 16)]
     backbone = Sam2HieraDetConfig(
@@ -172,7 +172,7 @@ class Segmenter(nn.Module):
             self._codes[key] = code.to(like)
         return self._codes[key]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Segmenter:  # noqa: ANN401 - nn.Module's own signature
+    def _apply(self, fn: Any, recurse: bool = True) -> Segmenter:
         self._codes.clear()  # moved or cast: the cached codes follow the weights
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -266,6 +266,23 @@ class Segmenter(nn.Module):
             all_iou=scores,
             object_score=object_score.reshape(batch).float(),
         )
+
+    def point_prompts(self, points: Tensor, positive: Tensor) -> Tensor:
+        """Sparse prompts of single points, as SAM 2 encodes them.
+
+        Args:
+            points: (..., 2) x and y, 0..1 of the squashed image.
+            positive: (...) bool: on the object, or off it.
+
+        Returns:
+            (..., C).
+        """
+        matrix = self.sam2.shared_image_embedding.positional_embedding.detach().float()
+        with torch.autocast(points.device.type, enabled=False):
+            angle = 2 * torch.pi * ((2 * points.float() - 1) @ matrix)
+            code = torch.cat((angle.sin(), angle.cos()), dim=-1)
+        kinds: Tensor = self.sam2.prompt_encoder.point_embed.weight  # off, on, box corners
+        return code.to(kinds) + kinds[positive.long()]
 
     def encode_memory(self, conditioned: Tensor, logits: Tensor) -> Tensor:
         """A memory of the mask just decided.

@@ -77,6 +77,8 @@ def main(recording: Path) -> None:
 
     for earlier in range(4):
         used.update(prompt_ids(tokenizer, prompt_text(clean_expression(EXPRESSION), [True] * earlier)))
+    for conversation in json.loads((recording / "cases/train_step.json").read_text(encoding="utf-8"))["conversations"]:
+        used.update(prompt_ids(tokenizer, conversation))
     used.discard(IMAGE_ID)
 
     cases = {}
