@@ -58,15 +58,16 @@ def merge_lora(model: nn.Module) -> None:
                 setattr(parent, name, child.get_base_layer())
 
 
-def choose_trained(model: nn.Module, whole: tuple[str, ...] = TRAINED_WHOLE) -> list[str]:
-    """Let LoRA weights and the parts named by `whole` (regular expressions) learn, freeze the rest.
+def choose_trained(model: nn.Module, whole: tuple[str, ...] | None = None) -> list[str]:
+    """Let LoRA weights and the parts named by `whole` (regular expressions; default: the released choice) learn.
 
     Returns:
         Names of the parameters that learn.
     """
+    patterns = TRAINED_WHOLE if whole is None else whole
     trained = []
     for name, parameter in model.named_parameters():
-        learns = ".lora_" in name or any(re.match(pattern, name) for pattern in whole)
+        learns = ".lora_" in name or any(re.match(pattern, name) for pattern in patterns)
         parameter.requires_grad_(learns)
         if learns:
             trained.append(name)
