@@ -102,9 +102,7 @@ class _Predict:
         log.info("predict (%s): project %s, %d of %d tasks answered", kind, project, answered, len(asked))
         return items
 
-    def _begin(
-        self, task: Json, project: str, config: str, context: Json | None
-    ) -> tuple[VideoTask, Job] | str:
+    def _begin(self, task: Json, project: str, config: str, context: Json | None) -> tuple[VideoTask, Job] | str:
         """The task and its job, or the sentence that says why there is none."""
         try:
             correction = tasks.correction_asked(context)
@@ -120,9 +118,7 @@ class _Predict:
         access: StudioAccess = self._projects.access(project)
         return video_task, self._jobs.submit(video_task, access, interactive=context is not None)
 
-    def _item(
-        self, entry: tuple[VideoTask, Job] | str, outcome: Tracks | str | None, status: TextField | None
-    ) -> Json:
+    def _item(self, entry: tuple[VideoTask, Job] | str, outcome: Tracks | str | None, status: TextField | None) -> Json:
         """One item of the answer; `status` is where a person who waits can be told how it stands."""
         regions, sentence = self._told(entry, outcome)
         if regions is None and status is None:
@@ -134,9 +130,7 @@ class _Predict:
             "model_version": self._settings.model_version,
         }
 
-    def _told(
-        self, entry: tuple[VideoTask, Job] | str, outcome: Tracks | str | None
-    ) -> tuple[list[Json] | None, str]:
+    def _told(self, entry: tuple[VideoTask, Job] | str, outcome: Tracks | str | None) -> tuple[list[Json] | None, str]:
         """Regions, or None for "nothing to store", and a sentence for the person."""
         if isinstance(outcome, str):
             return None, outcome
@@ -212,9 +206,7 @@ def _project(body: Json) -> Project:
     """What /setup says; the JSON of the connection form may come as text."""
     project = body.get("project")
     if not isinstance(project, str | int) or not str(project):
-        raise RequestError(
-            '/setup got no "project"; wanted {"project": "<id>.<time>", "schema": ..., "hostname": ...}'
-        )
+        raise RequestError('/setup got no "project"; wanted {"project": "<id>.<time>", "schema": ..., "hostname": ...}')
     extra = body.get("extra_params")
     if isinstance(extra, str) and extra.strip():
         try:
@@ -234,9 +226,7 @@ def _request(body: Json) -> tuple[str, str, Json | None, list[Json]]:
     """Project, labelling config, what the person just did (None for a batch), tasks."""
     asked = body.get("tasks")
     if not isinstance(asked, list) or not all(isinstance(task, dict) for task in asked):
-        raise RequestError(
-            '/predict got no list of "tasks"; wanted {"tasks": [{"id": 1, "data": {...}}], ...}'
-        )
+        raise RequestError('/predict got no list of "tasks"; wanted {"tasks": [{"id": 1, "data": {...}}], ...}')
     config = body.get("label_config")
     if not isinstance(config, str):
         raise RequestError('/predict got no "label_config"; wanted the labelling config as XML text')

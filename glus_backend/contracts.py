@@ -73,9 +73,7 @@ class ObjectMask:
     present: bool
 
     @classmethod
-    def from_mask(
-        cls, frame_index: int, mask: BoolMask, score: float, *, present: bool | None = None
-    ) -> ObjectMask:
+    def from_mask(cls, frame_index: int, mask: BoolMask, score: float, *, present: bool | None = None) -> ObjectMask:
         """From a (H, W) bool mask; without `present`, a mask is present when a pixel of it is set."""
         height, width = mask.shape
         return cls(

@@ -337,9 +337,7 @@ def _work(connection: Connection[Any, Any], loader: str, options: dict[str, Any]
             return
         try:
             for step in segment(video, prompts):
-                mask = ObjectMask.from_mask(
-                    step.frame_index, step.mask, float(step.score), present=bool(step.present)
-                )
+                mask = ObjectMask.from_mask(step.frame_index, step.mask, float(step.score), present=bool(step.present))
                 connection.send(("mask", step.expression_index, mask))
         except BrokenPipeError:  # the parent has ended
             return

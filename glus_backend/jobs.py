@@ -160,6 +160,4 @@ def _load(file: Path) -> Tracks | None:
 
 
 def _track(entry: dict[str, Any]) -> MaskTrack:
-    return MaskTrack(
-        entry["object_id"], entry["prompt"], tuple(ObjectMask(**mask) for mask in entry["masks"])
-    )
+    return MaskTrack(entry["object_id"], entry["prompt"], tuple(ObjectMask(**mask) for mask in entry["masks"]))

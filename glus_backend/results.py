@@ -33,9 +33,7 @@ def encode_brush(mask: BoolMask) -> list[int]:
     """
     flat = np.ascontiguousarray(mask).ravel()
     if not flat.size:
-        raise ResultError(
-            f"a mask of {mask.shape[1]} x {mask.shape[0]} pixels cannot be shown; wanted at least 1 x 1"
-        )
+        raise ResultError(f"a mask of {mask.shape[1]} x {mask.shape[0]} pixels cannot be shown; wanted at least 1 x 1")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges = np.concatenate(([0], changes, [flat.size]))
     lengths = np.diff(edges) * 4
@@ -47,9 +45,7 @@ def decode_alpha(rle: Sequence[int], height: int, width: int) -> NDArray[np.uint
     try:
         data = bytes(rle)
     except (TypeError, ValueError) as error:
-        raise ResultError(
-            "a brush mask must be a list of bytes, 0 to 255 (value.rle of the region)"
-        ) from error
+        raise ResultError("a brush mask must be a list of bytes, 0 to 255 (value.rle of the region)") from error
     header = int.from_bytes(data[:7].ljust(7, b"\0"), "big") >> 3
     count = header >> 21
     if len(data) >= 7 and count != height * width * 4:
@@ -74,9 +70,7 @@ def decode_alpha(rle: Sequence[int], height: int, width: int) -> NDArray[np.uint
         start = at + 3 + size
         at = start + (_WORD if window >> 63 & 1 else _WORD * length)
         if at > end:
-            raise ResultError(
-                f"a brush mask ends after {len(data)} bytes, in the middle of a run: it is damaged"
-            )
+            raise ResultError(f"a brush mask ends after {len(data)} bytes, in the middle of a run: it is damaged")
         if window >> 63 & 1:
             values.append(window >> (53 - size) & 255)
             repeats.append(length)
@@ -86,9 +80,7 @@ def decode_alpha(rle: Sequence[int], height: int, width: int) -> NDArray[np.uint
             repeats += [1] * length
         filled += length
     if filled != count:
-        raise ResultError(
-            f"a brush mask has runs for {filled} values, its header says {count}: it is damaged"
-        )
+        raise ResultError(f"a brush mask has runs for {filled} values, its header says {count}: it is damaged")
     rgba = np.repeat(np.array(values, dtype=np.uint8), np.array(repeats, dtype=np.int64))
     return rgba.reshape(height, width, 4)[..., 3]
 
@@ -159,9 +151,7 @@ def region_mask(region: Mapping[str, Any]) -> BoolMask:
     value = region.get("value")
     width, height = region.get("original_width"), region.get("original_height")
     if not isinstance(value, Mapping) or not value.get("rle"):
-        raise ResultError(
-            f'region {name!r} has no mask; wanted {{"value": {{"format": "rle", "rle": [...]}}}}'
-        )
+        raise ResultError(f'region {name!r} has no mask; wanted {{"value": {{"format": "rle", "rle": [...]}}}}')
     if not isinstance(width, int) or not isinstance(height, int):
         raise ResultError(
             f"region {name!r} has no original_width and original_height, without which its mask has no shape"
@@ -234,9 +224,7 @@ def _header(count: int) -> bytes:
     return (bits << padding).to_bytes((_HEADER_BITS + padding) // 8, "big")
 
 
-def _split(
-    lengths: NDArray[np.int64], values: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split(lengths: NDArray[np.int64], values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cut runs into pieces of at most 65,536, the longest that 16 bits can say."""
     pieces = -(-lengths // _LONGEST_RUN)
     cut = np.full(int(pieces.sum()), _LONGEST_RUN, dtype=np.int64)

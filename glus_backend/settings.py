@@ -103,22 +103,16 @@ def _paths(text: str) -> tuple[Path, ...]:
 SETTINGS: tuple[Setting, ...] = (
     Setting("GLUS_MODEL", "model", "which model to load: a folder, a Hub name, or glus-tiny"),
     Setting("GLUS_VISION_TOWER", "vision_tower", "where the CLIP tower is, if not where the model says"),
-    Setting(
-        "GLUS_SAM2_CONFIG", "sam2_config", "which SAM 2 the checkpoint was made with, if it does not say"
-    ),
+    Setting("GLUS_SAM2_CONFIG", "sam2_config", "which SAM 2 the checkpoint was made with, if it does not say"),
     Setting("GLUS_DEVICE", "device", "device to run on: cpu, cuda, cuda:1; found by itself if not set"),
-    Setting(
-        "GLUS_MODEL_VERSION", "model_name", "version shown in Label Studio; made from GLUS_MODEL if not set"
-    ),
+    Setting("GLUS_MODEL_VERSION", "model_name", "version shown in Label Studio; made from GLUS_MODEL if not set"),
     Setting(
         "GLUS_DATA_DIR",
         "data_dir",
         "folder for masks, projects and downloads",
         lambda t: Path(t).expanduser(),
     ),
-    Setting(
-        "GLUS_PREDICT_WAIT", "predict_wait", "seconds a request waits for masks, from 0 to below 100", float
-    ),
+    Setting("GLUS_PREDICT_WAIT", "predict_wait", "seconds a request waits for masks, from 0 to below 100", float),
     Setting("GLUS_THREADS", "threads", "number of request threads, at least 3", int),
     Setting("GLUS_MAX_DOWNLOAD_MB", "max_download_mb", "largest file to download, in MiB", int),
     Setting(
@@ -132,7 +126,5 @@ SETTINGS: tuple[Setting, ...] = (
         "label_studio_url",
         "address of Label Studio as seen from here; /setup's if not set",
     ),
-    Setting(
-        "LABEL_STUDIO_API_KEY", "label_studio_api_key", "an access token of Label Studio, legacy or personal"
-    ),
+    Setting("LABEL_STUDIO_API_KEY", "label_studio_api_key", "an access token of Label Studio, legacy or personal"),
 )

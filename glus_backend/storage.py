@@ -160,12 +160,8 @@ class Storage:
                     return
                 here = urljoin(here, location)
                 if _parts(here).scheme not in {"http", "https"}:
-                    raise NotAllowed(
-                        f"{_shown(url)} redirects to {_shown(here)}; only http and https are followed"
-                    )
-        raise StorageError(
-            f"{_shown(url)} redirects more than {MAX_REDIRECTS} times; give the address it ends at"
-        )
+                    raise NotAllowed(f"{_shown(url)} redirects to {_shown(here)}; only http and https are followed")
+        raise StorageError(f"{_shown(url)} redirects more than {MAX_REDIRECTS} times; give the address it ends at")
 
     def _copy(self, response: requests.Response, part: IO[bytes], shown: str) -> None:
         announced = response.headers.get("Content-Length", "")
@@ -175,8 +171,7 @@ class Storage:
             written += len(chunk)
             if max(size, written) > self._cap:
                 raise FileTooLarge(
-                    f"{shown} is larger than {self._cap >> 20} MiB; cut the clip, or raise "
-                    "GLUS_MAX_DOWNLOAD_MB"
+                    f"{shown} is larger than {self._cap >> 20} MiB; cut the clip, or raise GLUS_MAX_DOWNLOAD_MB"
                 )
             part.write(chunk)
         if size and written != size:

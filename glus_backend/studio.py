@@ -58,6 +58,5 @@ def _read(file: Path) -> dict[str, Project]:
         return {entry["project"]: Project(**entry) for entry in json.loads(file.read_bytes())}
     except (ValueError, TypeError, KeyError) as error:
         raise SettingError(
-            f"{file} cannot be read ({error}); delete it: Label Studio sends its contents again when it "
-            "next connects"
+            f"{file} cannot be read ({error}); delete it: Label Studio sends its contents again when it next connects"
         ) from error

@@ -55,9 +55,7 @@ def read_config(xml: str) -> LabelConfig:
     """Which tags of a labelling config to fill; ConfigError names the tag that is missing."""
     root = _parse(xml)
     images = {
-        name: key
-        for tag in _tags(root, "image")
-        if (name := tag.get("name")) and (key := _key(tag, "valueList"))
+        name: key for tag in _tags(root, "image") if (name := tag.get("name")) and (key := _key(tag, "valueList"))
     }
     if not images:
         raise _unusable(
@@ -185,9 +183,7 @@ def _parse(xml: str) -> ET.Element:
     try:
         root: ET.Element = fromstring(xml)
     except ET.ParseError as error:
-        raise ConfigError(
-            f"the labelling config is not XML ({error}); one that works:\n{MINIMAL_CONFIG}"
-        ) from error
+        raise ConfigError(f"the labelling config is not XML ({error}); one that works:\n{MINIMAL_CONFIG}") from error
     except DefusedXmlException as error:
         raise ConfigError(
             f"the labelling config declares XML entities or a document type, which we do not read ({error}); "
@@ -197,9 +193,7 @@ def _parse(xml: str) -> ET.Element:
 
 
 def _unusable(reason: str, root: ET.Element) -> ConfigError:
-    found = ", ".join(
-        dict.fromkeys(f"<{tag.tag}>" for tag in root.iter() if tag.tag not in {"View", "Label"})
-    )
+    found = ", ".join(dict.fromkeys(f"<{tag.tag}>" for tag in root.iter() if tag.tag not in {"View", "Label"}))
     return ConfigError(
         f"this labelling config cannot hold masks: {reason} (it has {found or 'no tags'}); "
         f"one that works:\n{MINIMAL_CONFIG}"

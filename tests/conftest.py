@@ -18,7 +18,7 @@ from glus.tokenizer import Tokenizer
 DATA = Path(__file__).parent / "data"
 ORACLE = DATA / "oracle"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two test processes share two cores; more threads would wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 Source = WeightFolder | TensorDict
 
 VISION_PREFIX = "vision_tower."
+OURS = "glus"  # key of a published config.json under which a model of ours keeps all of its configuration
 PUBLISHED_GAMMA: MemoryFuserGamma = "reset"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -301,6 +302,9 @@ def open_published(
         segmenter = read_sam2_config(sam2_config)
     elif (folder / "sam2.json").is_file():
         segmenter = read_sam2_config(folder / "sam2.json")
+    if isinstance(data.get(OURS), dict):  # converted from our layout: nothing has to be guessed
+        config = GlusConfig.from_json(data[OURS])
+        return Published(folder, config, tokenizer, WeightFolder(folder), vision_folder, WeightFolder(vision_folder))
     config = GlusConfig(
         vision=vision_config(vision_folder, data.get("mm_vision_select_layer", -2)),
         language=language_config(data, tokenizer, folder / "config.json"),
@@ -451,6 +455,9 @@ def load(
         raise SettingError(f"unknown memory_fuser_gamma {memory_fuser_gamma!r}; wanted 'checkpoint' or 'reset'")
     folder = find(checkpoint)
     if is_own_layout(folder):
+        if vision_tower is not None or sam2_config is not None:
+            note = f"{folder} has its own vision tower and SAM 2 sizes; vision_tower and sam2_config are not used"
+            warnings.warn(note, CheckpointWarning, 2)
         config = GlusConfig.from_json(read_json(folder / "config.json"))
         tokenizer = Tokenizer.from_folder(folder)
         weights = WeightFolder(folder)
@@ -464,6 +471,12 @@ def load(
         config = published.config
         model = empty_model(config, published.tokenizer, os.fspath(checkpoint))
         accounting = account(model, published)
+    highest = max((*model.tokenizer.added.values(), *model.tokenizer.control.values()))
+    if highest >= config.language.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the vocabulary goes up to id {highest}, the language model has {config.language.vocab_size} ids; "
+            "added_tokens.json is of another checkpoint"
+        )
     fill(model, accounting, place, kind)
     unknown = [key for key, reason in accounting.ignored.items() if reason == UNKNOWN]
     if unknown:
@@ -519,6 +532,8 @@ def choose_device(device: str | torch.device) -> torch.device:
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise SettingError(f"unknown device {device!r}; wanted auto, cpu, cuda or cuda:N") from error
+    if place.type not in {"cpu", "cuda"}:
+        raise SettingError(f"device {device!r} is not supported; wanted auto, cpu, cuda or cuda:N")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise SettingError(f"device {device!r} was asked for, but torch sees no CUDA device; `glus doctor` says more")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():

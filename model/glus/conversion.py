@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from glus.checkpoints import (
+    OURS,
     VISION_PREFIX,
     Accounting,
     Published,
@@ -269,10 +270,16 @@ def _dump(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def published_config(config: GlusConfig) -> dict[str, Any]:
-    """config.json of the published layout for a model that never came from it."""
+def published_config(config: GlusConfig, *, ours: bool = True) -> dict[str, Any]:
+    """config.json of the published layout for a model that never came from it.
+
+    Args:
+        config: sizes and rules.
+        ours: put all of `config` under a key that only `glus.load` reads, because the layout has no place for memory and
+            window rules, wording and the gamma convention.
+    """
     language = config.language
-    return {
+    values: dict[str, Any] = {
         "architectures": ["GLUSForCausalLM"],
         "model_type": "llava",
         "hidden_size": language.hidden_size,
@@ -301,6 +308,7 @@ def published_config(config: GlusConfig) -> dict[str, Any]:
         "torch_dtype": "bfloat16",
         "use_cache": False,
     }
+    return values | {OURS: config.to_json()} if ours else values
 
 
 def clip_config(vision: VisionConfig) -> dict[str, Any]:

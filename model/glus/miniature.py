@@ -18,7 +18,7 @@ from torch import Tensor
 
 from glus.checkpoints import model_tensors, new_folder
 from glus.config import IMAGE_END_TOKEN, IMAGE_START_TOKEN, SEG_TOKEN, GlusConfig, PromptConfig
-from glus.conversion import write_published
+from glus.conversion import published_config, write_published
 from glus.modeling.glus import Glus
 from glus.tokenizer import Tokenizer
 from glus.weights import SHARD_BYTES
@@ -138,7 +138,8 @@ def write_miniature(
             (name, tensor if name.startswith(kept) else tensor.to(torch.bfloat16))
             for name, tensor in model_tensors(model)
         )
-        write_published(work, config, tokenizer, tensors, shard_bytes=shard_bytes, kind=kind)
+        record = {"config": published_config(config, ours=False)}  # as the authors' script leaves it
+        write_published(work, config, tokenizer, tensors, record=record, shard_bytes=shard_bytes, kind=kind)
     return folder
 
 

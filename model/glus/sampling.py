@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,7 @@ class Mix:
         record, window, wording = dataset.videos[video], self.config.window, self.config.prompt
         length = len(record.frames)
         bounds = np.linspace(0, length, window.context_frames + 1).astype(int)
-        context = [int(rng.integers(low, max(high, low + 1))) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+        context = [int(rng.integers(low, max(high, low + 1))) for low, high in pairwise(bounds)]
         start = int(rng.integers(0, length - window.query_frames + 1))
         query = list(range(start, start + window.query_frames))
         asked = rng.choice(

@@ -7,6 +7,7 @@ expression, the memories that a later step can still ask for. It does not know f
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -224,7 +225,7 @@ class VideoSession:
         """Go on where `state_dict` was taken; the session must have been made with the same arguments."""
         device = self.model.device
         self._count = int(state["count"])
-        names = sorted(name for name in state if name.startswith("tokens."))
+        names = sorted((n for n in state if n.startswith("tokens.")), key=lambda n: int(n.removeprefix("tokens.")))
         self._tokens = [state[name].to(device) for name in names]
         for number, bank in enumerate(self._banks):
             prefix = f"memory.{number}."
@@ -405,14 +406,14 @@ class Segmentation:
         self.expressions = _expressions(model, expressions)  # before the video is opened: the cheaper mistake first
         self.source = open_video(video)
         self.total_frames = len(self.source)
-        self._key = 0 if key_frame is None else key_frame
+        self._key = 0 if key_frame is None else _index("key frame", key_frame)
         if not 0 <= self._key < self.total_frames:
             raise SettingError(
                 f"key frame {key_frame} is outside the clip, which has frames 0 to {self.total_frames - 1}"
             )
         indices = context_indices(self.total_frames, model.config.window.context_frames)
         if context_frames is not None:
-            indices = [_in_range(int(i), self.total_frames) for i in context_frames]
+            indices = [_in_range(_index("context frame", i), self.total_frames) for i in context_frames]
         self.context_frames = indices
         self._memory, self._chunk = memory, chunk
         self._turned: VideoSession | None = None  # the backward pass, waiting at the key frame
@@ -464,6 +465,13 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
+def _index(what: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise SettingError(f"{what} {value!r} is not a frame number; wanted a whole number from 0") from error
+
+
 def _in_range(index: int, length: int) -> int:
     if not -length <= index < length:
         raise SettingError(f"context frame {index} is outside the clip, which has frames 0 to {length - 1}")
@@ -498,6 +506,7 @@ def segment(
         PromptError: an expression that cannot be asked. VideoError: a video that cannot be read.
         SettingError: a key frame or context frame outside the clip.
     """
-    yield from Segmentation(
-        model, video, expressions, memory=memory, key_frame=key_frame, context_frames=context_frames
+    # not a generator itself: a wrong prompt, video or key frame is an error here, not at the first mask
+    return iter(
+        Segmentation(model, video, expressions, memory=memory, key_frame=key_frame, context_frames=context_frames)
     )

@@ -145,7 +145,9 @@ class Trainer:
             for parameter in self.trained.values():
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad, op=dist.ReduceOp.AVG if self.device.type == "cuda" else dist.ReduceOp.SUM)
+                dist.all_reduce(
+                    parameter.grad, op=dist.ReduceOp.AVG if self.device.type == "cuda" else dist.ReduceOp.SUM
+                )
                 if self.device.type != "cuda":  # gloo has no average
                     parameter.grad /= self.world
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip_norm)
@@ -307,8 +309,10 @@ def start_processes(device: str = "auto") -> torch.device:
 
 
 def _to(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
-    values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return TrainingBatch(**{n: v.to(device, non_blocking=True) if v is not None else None for n, v in values.items()})
+    given = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return TrainingBatch(
+        **{name: value.to(device, non_blocking=True) for name, value in given.items() if value is not None}
+    )
 
 
 class _Interrupt:

@@ -358,3 +358,24 @@ def test_a_whole_clip_models_text_side_is_ignored_with_the_reason(tmp_path):
     convert(tmp_path / "own", tmp_path / "after")
     assert set(stored(tmp_path / "after/vision_tower")) == set(weights)
     glus.load(tmp_path / "after")
+
+
+def test_a_model_of_ours_keeps_its_rules_in_the_published_layout(tiny_model, tmp_path):
+    import dataclasses
+
+    from glus.checkpoints import load, save
+    from glus.config import MemoryConfig, PromptConfig
+
+    before = tiny_model.config
+    tiny_model.config = dataclasses.replace(
+        before,
+        memory=MemoryConfig(slots=5, stride=2),
+        prompt=PromptConfig(system="Look.", answer_opening=""),
+        memory_fuser_gamma="checkpoint",
+    )
+    try:
+        save(tiny_model, tmp_path / "ours")
+        convert(tmp_path / "ours", tmp_path / "published")
+        assert load(tmp_path / "published", device="cpu").config == tiny_model.config
+    finally:
+        tiny_model.config = before

@@ -110,3 +110,18 @@ def test_what_does_not_fit_is_refused():
         metrics.robustness(masks, masks, masks[:1])
     with pytest.raises(SettingError, match="columns of zeros"):
         metrics.assign(np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 25), (14, 0), (14, 25), (7, 11)])
+def test_looking_only_around_the_masks_changes_nothing(corner):
+    """Masks at each edge of the image, against boundary maps of whole pictures widened pixel by pixel."""
+    rng = np.random.default_rng(3)
+    y, x = corner
+    truth, prediction = np.zeros((2, 1, 20, 31), bool)
+    truth[0, y : y + 6, x : x + 6] = rng.random((6, 6)) > 0.3
+    prediction[0, y : y + 6, x : x + 6] = rng.random((6, 6)) > 0.3
+    radius = 1  # ceil(0.008 x 36.9)
+    maps = [np.argwhere(metrics.boundaries(mask)[0]) for mask in (truth, prediction)]
+    near = (((maps[0][:, None] - maps[1][None]) ** 2).sum(axis=2) <= radius**2).any
+    recall, precision = near(axis=1).mean(), near(axis=0).mean()
+    same(metrics.boundary_accuracy(truth, prediction), 2 * precision * recall / (precision + recall))

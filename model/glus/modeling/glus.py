@@ -38,8 +38,8 @@ class TrainingBatch:
         clip_of: (N,) which clip an expression belongs to; ascending.
         seg_places: (N, Q) positions that predict [SEG].
         decode: which of the query frames get a mask, in ascending order; None: all.
-        prompts: (N, D', C) prompts to decode instead of the model's own (points, say), D' decoded frames; with `own`.
-        own: (N, D') 1.0 where the model's own embedding is decoded, 0.0 where `prompts` is.
+        points: (N, D', 2) x and y, 0..1, of points that are prompted with instead of [SEG] on the D' decoded frames...
+        own: (N, D') ... where this is 0; where it is 1 the model's own embedding is decoded.
     """
 
     context: Tensor
@@ -49,7 +49,7 @@ class TrainingBatch:
     clip_of: Tensor
     seg_places: Tensor
     decode: Tensor | None = None
-    prompts: Tensor | None = None
+    points: Tensor | None = None
     own: Tensor | None = None
 
 
@@ -184,8 +184,9 @@ class Glus(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         queries = batch.images.shape[1]
         asked = prompts if batch.decode is None else prompts[:, batch.decode]
-        if batch.prompts is not None and batch.own is not None:
-            asked = torch.where(batch.own[..., None] > 0.5, asked, batch.prompts.to(asked))
+        if batch.points is not None and batch.own is not None:
+            points = self.segmenter.point_prompts(batch.points, torch.ones_like(batch.own))
+            asked = torch.where(batch.own[..., None] > 0.5, asked, points.to(asked))
         remembered: dict[int, Tensor] = {}
         logits, iou = [], []
         flow = memory_gradients and torch.is_grad_enabled()

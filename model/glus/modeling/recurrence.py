@@ -6,6 +6,7 @@ Measured on an H200 at full size (see benchmarks/results): the figures are in th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -56,6 +57,7 @@ class GraphedStep:
         self._segmenter = segmenter
         self._graphs: dict[tuple[int, int, bool], Callable[..., Step]] = {}
         self._pool: Any = None
+        self._turn = threading.Lock()
 
     def __call__(self, features: ImageFeatures, prompts: Tensor, memories: Tensor | None, *, remember: bool) -> Step:
         """See `recurrent_step`."""
@@ -64,7 +66,8 @@ class GraphedStep:
             if len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))  # the oldest
             self._graphs[key] = self._capture(features, prompts, memories, remember)
-        return self._graphs[key](features, prompts, memories)
+        with self._turn:  # the buffers that graphs read are shared by all who call
+            return self._graphs[key](features, prompts, memories)
 
     def _capture(
         self, features: ImageFeatures, prompts: Tensor, memories: Tensor | None, remember: bool
@@ -85,7 +88,7 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = run()
 
         def replay(features: ImageFeatures, prompts: Tensor, memories: Tensor | None) -> Step:
