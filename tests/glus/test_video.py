@@ -48,9 +48,7 @@ def numbers(frames):
     return [number_in(frame) for frame in frames]
 
 
-def encode(
-    path, codec="libx264", count=60, rate=30, pix_fmt="yuv420p", pts=None, rotation=None, form=None, **options
-):
+def encode(path, codec="libx264", count=60, rate=30, pix_fmt="yuv420p", pts=None, rotation=None, form=None, **options):
     """Encode painted frames; `pts` are milliseconds."""
     options.setdefault("threads", "1")
     with av.open(str(path), "w", format=form) as container:
@@ -229,16 +227,12 @@ def test_frames_before_the_first_key_do_not_shift_indices(tmp_path):
     with VideoFile(cut) as video:
         assert len(video) == len(reference) < 60
         assert numbers(video.frames()) == numbers(frame for _, frame in reference)
-        assert [number_in(video[i]) for i in (30, 3, 0, 20)] == [
-            number_in(reference[i][1]) for i in (30, 3, 0, 20)
-        ]
+        assert [number_in(video[i]) for i in (30, 3, 0, 20)] == [number_in(reference[i][1]) for i in (30, 3, 0, 20)]
 
 
 def test_an_edit_list_and_negative_times_do_not_shift_indices(tmp_path):
     whole = encode(tmp_path / "a.mp4", bf="3", g="12")
-    cut = remux(
-        whole, tmp_path / "cut.mp4", shift=-5 * 512
-    )  # 5 frames lie before time 0: hidden by an edit list
+    cut = remux(whole, tmp_path / "cut.mp4", shift=-5 * 512)  # 5 frames lie before time 0: hidden by an edit list
     reference, tick = played(cut)
     with VideoFile(cut) as video:
         assert len(video) == len(reference) < 60
@@ -331,9 +325,7 @@ def test_files_that_are_no_video_say_what_to_try(tmp_path):
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(4000))
     with pytest.raises(VideoError, match="re-encode it: ffmpeg"):
         open_video(tmp_path / "noise.mp4")
-    with pytest.raises(
-        VideoError, match=r"complete mp4.*upload it again"
-    ):  # the table of contents was at the end
+    with pytest.raises(VideoError, match=r"complete mp4.*upload it again"):  # the table of contents was at the end
         open_video(truncated(encode(tmp_path / "cut.mp4"), 0.7))
     with av.open(str(tmp_path / "sound.m4a"), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -499,9 +491,7 @@ def test_the_writer_keeps_rate_and_handles_odd_sizes(width, height, tmp_path):
             assert numbers(frames) == list(range(45))
 
 
-@pytest.mark.parametrize(
-    "rate", [Fraction(24000, 1001), Fraction(25), Fraction(50), Fraction(1), Fraction(2999, 100)]
-)
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(25), Fraction(50), Fraction(1), Fraction(2999, 100)])
 def test_the_writer_keeps_odd_rates(rate, tmp_path):
     with VideoWriter(tmp_path / "out.mp4", 66, 48, rate) as writer:
         for number in range(20):
