@@ -14,6 +14,7 @@ from glus.errors import GlusError
 from .base import LOADERS, DataError, Dataset, MaskDictDataset, Reference, decode, open_dataset, read_objects
 from .folder import META, SampleDataset
 from .lvvis import LvVis
+from .mevis import Mevis
 from .reason_vos import ReasonVos
 from .ref_davis import RefDavis17
 from .ref_youtube_vos import YoutubeLayout
@@ -101,9 +102,13 @@ def _is_itself(dataset: Dataset, root: Path) -> bool:
     if not any(type(dataset)(root, split).annotation_file.is_file() for split in dataset.SPLITS):
         return False
     if isinstance(dataset, RefDavis17):  # divided by split it looks like Refer-YouTube-VOS
-        return dataset.annotation_file.parent == root and (root / "JPEGImages").is_dir() and not _has_sources(dataset)
+        there = dataset.annotation_file.parent == root and (root / "JPEGImages").is_dir()
+        return there and not (root / "mask_dict.json").is_file() and not _has_sources(dataset)
     if isinstance(dataset, ReasonVos):
         return _has_sources(dataset)
+    flat = (root / "JPEGImages").is_dir()
+    if isinstance(dataset, Mevis):
+        return dataset.annotation_file.parent != root or (flat and dataset.has_masks)
     return (root / "train" / "JPEGImages").is_dir() if isinstance(dataset, LvVis) else True
 
 

@@ -17,11 +17,15 @@ class Mevis(MaskDictDataset):
 
     NAME, FOLDER, SPLITS = "mevis", "mevis", ("train", "valid", "valid_u")
 
+    @property
+    def _place(self) -> Path:
+        return self.root if (self.root / "meta_expressions.json").is_file() else self.root / self.split
+
     def _annotation_file(self) -> Path:
-        return self.root / self.split / "meta_expressions.json"
+        return self._place / "meta_expressions.json"
 
     def _mask_file(self) -> Path:
-        return self.root / self.split / "mask_dict.json"
+        return self._place / "mask_dict.json"
 
     def _video(self, name: str, entry: Json) -> VideoRecord:
         def expression(key: str, each: Json) -> Expression:
@@ -30,9 +34,11 @@ class Mevis(MaskDictDataset):
             objects: tuple[str, ...] = ()
             if "anno_id" in each or self.has_masks:  # valid does not tell
                 objects = self._ids(where, each, "anno_id")
-            return Expression(key, text, objects, count(objects) if self.has_masks else None)
+            kind = each.get("kind")  # in generated folders
+            category = kind if isinstance(kind, str) else count(objects) if self.has_masks else None
+            return Expression(key, text, objects, category)
 
-        frames = self._frames(name, entry, self.root / self.split / "JPEGImages" / name)
+        frames = self._frames(name, entry, self._place / "JPEGImages" / name)
         return VideoRecord(name, frames, self._expressions(name, entry, expression))
 
 
