@@ -51,6 +51,7 @@ Source = WeightFolder | TensorDict
 VISION_PREFIX = "vision_tower."
 OURS = "glus"  # key of a published config.json under which a model of ours keeps all of its configuration
 PUBLISHED_GAMMA: MemoryFuserGamma = "reset"
+BUILT_IN = {"glus-tiny": Path(__file__).parent / "assets" / "glus-tiny"}  # shipped with the package
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Keys of a published file that no module has, and why they are not needed.
@@ -112,12 +113,16 @@ def empty_model(config: GlusConfig, tokenizer: Tokenizer, name: str) -> Glus:
 
 
 def find(reference: str | os.PathLike[str], what: str = "checkpoint") -> Path:
-    """Local folder of a checkpoint: a path, or a hub id such as `Swindl/GLUS-A`, downloaded with progress and resumed.
+    """Local folder of a checkpoint: `glus-tiny` (built in), a path, or a hub id such as `Swindl/GLUS-A`.
+
+    What comes from the hub is downloaded with progress, and a broken download is resumed.
 
     Raises:
         CheckpointError: no such folder, or the hub does not give it; says what would work instead.
     """
     text = os.fspath(reference)
+    if text in BUILT_IN:
+        return BUILT_IN[text]
     path = Path(text).expanduser()
     if path.is_dir():
         return path
@@ -433,7 +438,7 @@ def load(
     """Load a model for inference.
 
     Args:
-        checkpoint: folder or hub id, in the published layout or in ours.
+        checkpoint: "glus-tiny" (built in, for demonstrations), or a folder or hub id in the published layout or in ours.
         vision_tower: folder or hub id of CLIP; by default what the checkpoint names. Ours has it inside.
         sam2_config: SAM 2 configuration file (YAML or JSON); by default `sam2.json` in the folder, else hiera-large.
         device: "auto" takes CUDA if there is one.

@@ -801,16 +801,20 @@ def find_pair(
     """
     ones = [m for m in found if m.hard and (kind is None or m.kind == kind)]
     ones = [ones[n] for n in rng.permutation(len(ones)).tolist()]
-    for one in sorted(ones, key=is_about_things):
+    second: tuple[Meaning, Meaning] | None = None
+    for one in sorted(ones, key=lambda m: m.noun is _THING):
         rivals = _rivals(one, found)
         if rivals:
-            return one, rivals[int(rng.random() * len(rivals))]
-    return None
+            pair = one, rivals[int(rng.random() * len(rivals))]
+            if of_one_class(pair):
+                return pair
+            second = second or pair
+    return second
 
 
-def is_about_things(meaning: Meaning) -> bool:
-    """Whether no class is named: "the biggest thing"."""
-    return meaning.noun is _THING
+def of_one_class(pair: tuple[Meaning, Meaning]) -> bool:
+    """Whether both name the same class, rather than two classes or "the thing"."""
+    return pair[0].noun == pair[1].noun and pair[0].noun not in (None, _THING)
 
 
 def choose(found: Sequence[Meaning], rng: np.random.Generator, *, kind: str | None, most: int) -> list[Meaning]:

@@ -31,8 +31,8 @@ from glus.datasets.phrases import (
     choose,
     facts_of,
     find_pair,
-    is_about_things,
     meanings,
+    of_one_class,
     say,
     with_partners,
 )
@@ -65,7 +65,8 @@ class Mix:
     Attributes:
         kinds: weight of each kind of phrase that a clip is composed for.
         motions: weight of each way in which twins of kind `motion` differ, see `MOTIONS`.
-        classes: how many of the names to use, everyday ones first; 0 for all. A smaller number is a subset.
+        classes: how many of the names to use, everyday ones first; 0 for all. A smaller number is a subset. The built-in
+            model knows the default.
         twins: share of the clips of kind colour, size, position and motion in which identical pictures have to be told
             apart; in the others the phrase is about "the thing that ..." among different ones.
         objects: fewest and most objects of a clip.
@@ -97,7 +98,7 @@ class Mix:
         ("leaves", 1.0),
         ("enters", 1.0),
     )
-    classes: int = 0
+    classes: int = 96
     twins: float = 0.8
     objects: tuple[int, int] = (2, 5)
     displacement: tuple[float, float] = (0.25, 0.6)
@@ -634,7 +635,7 @@ def sample_clip(
             continue
         pair = find_pair(meanings(spec, sheet, facts=facts), rng, wanted)
         twins = wanted in ("colour", "size", "position", "motion") and len(facts.classes) < len(spec.objects)
-        if pair is not None and not (twins and is_about_things(pair[0])):
+        if pair is not None and (of_one_class(pair) or not twins):
             return spec
     raise SettingError(f"no clip of kind {wanted} could be composed in {_TRIES} tries: the mix leaves too little room")
 
