@@ -83,7 +83,7 @@ class SyntheticBatch:
 _T = TypeVar("_T")
 
 
-def _mapped(value: _T, change: Any) -> _T:  # noqa: ANN401
+def _mapped(value: _T, change: Any) -> _T:
     if isinstance(value, Tensor):
         return change(value)  # type: ignore[no-any-return]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -339,9 +339,7 @@ class Batches:
                 training, images=flat.reshape(images.shape), decode=decode, points=xy, own=own
             )
         targets = Targets(wanted, coarse, centre, (area >= 4).float(), patches)
-        return SyntheticBatch(
-            training, targets, send(plan.image_places), send(plan.partner), send(plan.kinds)
-        )
+        return SyntheticBatch(training, targets, send(plan.image_places), send(plan.partner), send(plan.kinds))
 
     def close(self) -> None:
         """End the worker processes."""
@@ -396,7 +394,7 @@ class _Workers:
             one.terminate()
 
 
-def _compose(planner: Planner, out: Any, settings: Mapping[str, Mix], seed: list[int]) -> None:  # noqa: ANN401
+def _compose(planner: Planner, out: Any, settings: Mapping[str, Mix], seed: list[int]) -> None:
     torch.set_num_threads(1)
     number = 0
     while True:
