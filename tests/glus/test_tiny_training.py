@@ -65,7 +65,9 @@ def test_truth_is_where_the_objects_are(trainer):
     stage = RECIPE.stages[1]
     batch = trainer.batches.validation(stage, 0)
     again = trainer.batches.validation(stage, 0)
-    assert all(torch.equal(a, b) for a, b in zip(_tensors(batch), _tensors(again), strict=True) if a.dtype != torch.float32)
+    assert all(
+        torch.equal(a, b) for a, b in zip(_tensors(batch), _tensors(again), strict=True) if a.dtype != torch.float32
+    )
     truth = batch.targets
     shown = truth.masks.flatten(2).sum(-1) > 0
     assert (truth.present[:, batch.training.decode] <= shown).all()
