@@ -1,13 +1,12 @@
 """The `glus` command: arguments in, messages out. Knows no model and no files; others do the work.
 
 Exit codes: 0 done, 1 anything else, 2 arguments, prompt or key frame, 3 no such video, 4 no readable video,
-5 checkpoint, 6 out of memory, 130 stopped by Ctrl-C, 143 by SIGTERM.
+5 checkpoint, 6 out of memory, 7 data set, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import time
@@ -19,6 +18,19 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from glus_backend.cli_options import (
+    Device,
+    debug_option,
+    device_option,
+    example,
+    model_option,
+    sam2_config_option,
+    say_what_tiny_is,
+    this_command,
+    vision_tower_option,
+)
+from glus_backend.cli_research import data, evaluate, train
 
 if TYPE_CHECKING:
     import rich.progress
@@ -101,36 +113,6 @@ class _Formats(click.ParamType[tuple[str, ...]]):
         return names
 
 
-class _Device(click.ParamType[str]):
-    name = "device"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        kind, colon, index = str(value).partition(":")
-        if value not in {"auto", "cpu", "cuda"} and not (kind == "cuda" and colon and index.isdecimal()):
-            self.fail(f"{value!r} is not one of auto, cpu, cuda and cuda:N", param, ctx)
-        return str(value)
-
-
-_vision_tower_option = click.option(
-    "--vision-tower", metavar="REF", help="CLIP, where not the one that the checkpoint names."
-)
-_sam2_config_option = click.option(
-    "--sam2-config", metavar="FILE", help="SAM 2's configuration, where not the published one."
-)
-_model_option = click.option(
-    "--model", required=True, metavar="REF", help="Checkpoint: a folder, or a name on the hub."
-)
-_device_option = click.option(
-    "--device", type=_Device(), metavar="auto|cpu|cuda|cuda:N", default="auto", show_default=True
-)
-# Read by main() itself, for errors may come before any option is parsed; here for --help, and to be accepted.
-_debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks. Also: GLUS_DEBUG=1.")
-
-
-def _example(*lines: str) -> str:
-    return "\b\n" + "\n".join(["Example:", *(f"  {line}" for line in lines)])  # \b: not to be filled
-
-
 def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
         from glus import __version__
@@ -141,19 +123,20 @@ def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog=_example(
+    epilog=example(
         "glus doctor",
         'glus segment clip.mp4 --prompt "the dog that turns left" --model Swindl/GLUS-A --out masks',
+        "glus evaluate mevis --root DATA --split valid_u --model Swindl/GLUS-A --out scores.json",
     ),
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
-@_debug_option
+@debug_option
 def cli() -> None:
     """Segment videos from a sentence."""
 
 
 @cli.command(
-    epilog=_example('glus segment clip.mp4 --prompt "a dog" --prompt "the red car" --model Swindl/GLUS-A --out masks')
+    epilog=example('glus segment clip.mp4 --prompt "a dog" --prompt "the red car" --model Swindl/GLUS-A --out masks')
 )
 @click.argument("video")
 @click.option(
@@ -164,9 +147,9 @@ def cli() -> None:
     metavar="TEXT",
     help="What to segment; may be repeated.",
 )
-@_model_option
-@_vision_tower_option
-@_sam2_config_option
+@model_option
+@vision_tower_option
+@sam2_config_option
 @click.option("--out", required=True, type=click.Path(), metavar="DIR", help="Folder to write, made if missing.")
 @click.option(
     "--format",
@@ -191,7 +174,7 @@ def cli() -> None:
     type=click.Choice(["checkpoint", "reset"]),
     help="Keep the checkpoint's scale in the memory encoder, or reset it as the released scripts do.",
 )
-@_device_option
+@device_option
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -201,7 +184,7 @@ def cli() -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Throw away an earlier run in DIR.")
 @click.option("--save-every", type=float, default=5.0, hidden=True, help="Seconds between two saves.")
-@_debug_option
+@debug_option
 def segment(video: str, prompts: tuple[str, ...], out: str, **options: Any) -> int:
     """Write the masks of what the prompts say, for each frame of VIDEO (a file, or a folder of pictures).
 
@@ -223,6 +206,7 @@ def segment(video: str, prompts: tuple[str, ...], out: str, **options: Any) -> i
         device=options["device"],
         dtype=options["dtype"],
     )
+    say_what_tiny_is(settings.model)
     with _Signals() as signals, _showing(signals) as show:
         try:
             report = run(
@@ -239,7 +223,7 @@ def segment(video: str, prompts: tuple[str, ...], out: str, **options: Any) -> i
     if not report.finished:
         click.echo(
             f"stopped after {report.done} of {report.total} frames; what is done is kept. To go on:\n"
-            f"  {_same_command()}",
+            f"  {this_command(without={'--overwrite'})}",
             err=True,
         )
         return signals.exit_code
@@ -247,11 +231,6 @@ def segment(video: str, prompts: tuple[str, ...], out: str, **options: Any) -> i
         click.echo(f"{report.out} is finished already, nothing was done; --overwrite does it again")
     _print_report(report)
     return 0
-
-
-def _same_command() -> str:
-    arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
-    return shlex.join(["glus", *arguments])
 
 
 class _Signals:
@@ -402,13 +381,13 @@ def _print_report(report: RunReport) -> None:
         click.echo(f"{report.computed} frames in {report.seconds:.1f} s, {rate:.2f} frames/s")
 
 
-@cli.command(epilog=_example("glus convert Swindl/GLUS-A glus-a --vision-tower openai/clip-vit-large-patch14"))
+@cli.command(epilog=example("glus convert Swindl/GLUS-A glus-a --vision-tower openai/clip-vit-large-patch14"))
 @click.argument("src")
 @click.argument("dst", type=click.Path())
-@_vision_tower_option
+@vision_tower_option
 @click.option("--sam2", metavar="FILE", help="SAM 2's original weights; only with LISA.")
-@_sam2_config_option
-@_debug_option
+@sam2_config_option
+@debug_option
 def convert(src: str, dst: str, vision_tower: str | None, sam2: str | None, sam2_config: str | None) -> None:
     """Write the published checkpoint SRC (a folder or hub name) as one folder DST that needs nothing else.
 
@@ -423,9 +402,9 @@ def convert(src: str, dst: str, vision_tower: str | None, sam2: str | None, sam2
         convert_checkpoint(src, dst, vision_tower=vision_tower, sam2=sam2, sam2_config=sam2_config, report=click.echo)
 
 
-@cli.command(epilog=_example("glus doctor --json"))
+@cli.command(epilog=example("glus doctor --json"))
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@_debug_option
+@debug_option
 def doctor(as_json: bool) -> int:
     """Say what is installed, what is missing and how to get it. Leaves with 1 if something must be mended."""
     from glus.doctor import inspect, render
@@ -435,20 +414,29 @@ def doctor(as_json: bool) -> int:
     return 1 if report.faults else 0
 
 
-@cli.command(epilog=_example("glus serve --model Swindl/GLUS-A --port 9090"))
-@click.option("--model", metavar="REF", help="Checkpoint: a folder or a hub name.  [default: GLUS_MODEL]")
-@_vision_tower_option
-@_sam2_config_option
+@cli.command(epilog=example("glus serve --model Swindl/GLUS-A --port 9090"))
+@click.option(
+    "--model", metavar="REF", help="Checkpoint: a folder or a hub name.  [default: GLUS_MODEL, else glus-tiny]"
+)
+@vision_tower_option
+@sam2_config_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 to be reached from elsewhere.")
 @click.option("--port", default=9090, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--device", type=_Device(), metavar="cpu|cuda|cuda:N", help="[default: GLUS_DEVICE]")
-@_debug_option
+@click.option("--device", type=Device(), metavar="cpu|cuda|cuda:N", help="[default: GLUS_DEVICE]")
+@debug_option
 def serve(host: str, port: int, device: str | None, **model: Any) -> None:
     """Serve a model to Label Studio. What is not given here is taken from the environment."""
+    from glus_backend.settings import Settings
     from glus_backend.wsgi import serve as serve_backend
+
+    say_what_tiny_is(model["model"] or Settings.from_env().model)
 
     # An option that is not given is None, and so leaves the environment's.
     serve_backend(host, port, device=None if device == "auto" else device, **model)
+
+
+for _command in (evaluate, train, data):
+    cli.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+
+# Two test processes share two cores; more threads would wait for each other. Before torch is imported, and in the
+# environment, so that commands and workers that tests start round as this process does.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -18,7 +23,7 @@ from glus.tokenizer import Tokenizer
 DATA = Path(__file__).parent / "data"
 ORACLE = DATA / "oracle"
 
-torch.set_num_threads(1)  # two test processes share two cores; more threads would wait for each other
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glus.datasets.base import Dataset, Reference
-from glus.evaluation import read_mask
 from glus.masks import BoolMask
+from glus.scoring import read_mask
 
 STRIP_HEIGHT = 150  # pixels of a strip of frames
 _PREDICTED = (255, 140, 0)

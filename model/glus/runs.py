@@ -265,7 +265,7 @@ class _Run:
                 # come again, and the journal's last line on a mask counts.
                 self.folder.write_state(SavedState(journal.sync(), segmentation.state_dict()))
                 saved = time.monotonic()
-                save_every = max(self.save_every, 20 * (saved - now))
+                save_every = max(self.save_every, 20 * (saved - now)) if self.save_every else 0.0
             if stopping:
                 raise _Stop
 

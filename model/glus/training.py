@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from glus.adapters import LoraSettings, add_lora, choose_trained, merge_lora
 from glus.checkpoints import load, save
 from glus.errors import SettingError
-from glus.losses import LossWeights, ObjectContrast, mask_losses, seg_loss
+from glus.losses import LossWeights, ObjectContrast, TokenKey, mask_losses, seg_loss
 from glus.modeling.glus import Glus, TrainingBatch
 from glus.recipes import Recipe
 from glus.sampling import Mix, Sample, collate, step_rng
 
 STATE = "state.pt"
+Prepared = tuple[TrainingBatch, list[Tensor], list[TokenKey]]
 
 
 class Trainer:
@@ -77,12 +78,12 @@ class Trainer:
         last = self.recipe.steps if until is None else min(until, self.recipe.steps)
         self.model.train()
         with _Interrupt(self._ask_to_stop), ThreadPoolExecutor(max_workers=1) as reader:
-            pending = reader.submit(self._samples, self.step)
-            while self.step < last and not self._stop:
+            pending = reader.submit(self._prepared, self.step)
+            while self.step < last and not self._stopping():
                 started = time.perf_counter()
-                samples = pending.result()
-                pending = reader.submit(self._samples, self.step + 1)
-                terms = self._accumulate(samples)
+                turns = pending.result()
+                pending = reader.submit(self._prepared, self.step + 1)
+                terms = self._accumulate(turns)
                 norm = self._update()
                 self.step += 1
                 self._log(terms | {"norm": norm}, time.perf_counter() - started)
@@ -105,11 +106,14 @@ class Trainer:
             for turn in range(recipe.accumulate)
         ]
 
-    def _accumulate(self, turns: list[list[Sample]]) -> dict[str, Tensor]:
+    def _prepared(self, step: int) -> list[Prepared]:
+        """Drawn, resized and laid out on a thread of its own, while the step before is computed."""
+        return [collate(samples, self.model.tokenizer, self.model.config) for samples in self._samples(step)]
+
+    def _accumulate(self, turns: list[Prepared]) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
-        for samples in turns:
-            batch, truth, keys = collate(samples, self.model.tokenizer, self.model.config)
+        for batch, truth, keys in turns:
             terms = self._terms(_to(batch, self.device), [mask.to(self.device) for mask in truth], keys)
             bad = [name for name, value in terms.items() if not math.isfinite(value.item())]
             if bad:
@@ -155,6 +159,14 @@ class Trainer:
             group["lr"] = self.recipe.learning_rate * schedule(self.step, self.recipe)
         self.optimizer.step()
         return norm
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop: all leave at the same step, or they would wait for each other."""
+        if self.world > 1:
+            asked = torch.tensor([float(self._stop)], device=self.device)
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+            self._stop = bool(asked.item())
+        return self._stop
 
     def _ask_to_stop(self) -> None:
         self._stop = True
@@ -209,8 +221,6 @@ class Trainer:
         Raises:
             SettingError: the state is of another recipe or other weights.
         """
-        from glus.losses import TokenKey
-
         path = self.out / STATE
         if not path.is_file():
             return False

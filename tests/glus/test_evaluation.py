@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus import evaluation
+from glus import evaluation, predicting, synthetic_evaluation
 from glus.datasets.base import DataError, open_dataset
 from glus.errors import SettingError
 from glus.evaluation import Pass, Shard
@@ -354,7 +354,7 @@ def test_stopped_half_way_it_goes_on(root, whole, tiny_model, tmp_path):
 
 def test_an_error_leaves_nothing_half_written(root, tiny_model, tmp_path, monkeypatch):
     dataset = open_dataset("mevis", root, "valid_u")
-    monkeypatch.setattr(evaluation, "_png", lambda mask: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(predicting, "_png", lambda mask: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         evaluation.predict(dataset, tiny_model, tmp_path / "predicted")
     assert [path.name for path in (tmp_path / "predicted").rglob("*") if path.is_file()] == ["predictions.json"]
@@ -490,7 +490,7 @@ def reader(monkeypatch):
         places = {"the left one": truth.masks[0], "the right one": truth.masks[1]}
         return {number: places.get(text, np.zeros_like(truth.masks[0])) for number, text in texts.items()}
 
-    monkeypatch.setattr(evaluation, "_draw", draw)
+    monkeypatch.setattr(synthetic_evaluation, "_draw", draw)
 
 
 def test_generated_clips(reader, tiny_model):
