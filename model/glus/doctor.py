@@ -32,7 +32,7 @@ class Requirement:
 
 # pyproject.toml says it first; a test holds this table to it, for an installed package cannot read that file.
 REQUIREMENTS = (
-    Requirement(("click",), "", "8.1"),
+    Requirement(("click",), "", "8.4"),
     Requirement(("defusedxml",), "", "0.7"),
     Requirement(("flask",), "", "3.0"),
     Requirement(("gunicorn",), "", "22"),
