@@ -32,6 +32,7 @@ from glus.checkpoints import (
     new_folder,
     open_published,
     read_json,
+    vision_key,
     wanted_names,
 )
 from glus.config import GlusConfig, SegmenterConfig, VisionConfig
@@ -412,8 +413,7 @@ def _start_from_lisa(
         elif name.startswith(_SAM2):
             where[name] = (sam2, name)
         elif name.startswith(VISION_PREFIX):
-            bare = name.removeprefix(VISION_PREFIX)
-            where[name] = (lisa.vision, bare if bare in lisa.vision else f"vision_model.{bare}")
+            where[name] = (lisa.vision, vision_key(name, lisa.vision))
         else:
             where[name] = (lisa.weights, name)
     check_present(wanted, where)

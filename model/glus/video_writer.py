@@ -19,7 +19,7 @@ from .errors import SettingError, VideoError
 from .masks import BoolMask
 
 if TYPE_CHECKING:
-    from .video import FrameSource
+    from .frame_source import FrameSource
 
 Image8 = NDArray[np.uint8]
 
