@@ -39,7 +39,9 @@ demo: setup
 	  --prompt "the reflection of the chair in the glass" --prompt "the chair"
 	@echo
 	@echo "Look at out/demo/drawn/overlay.mp4 and out/demo/chair/overlay.mp4: every frame with its masks."
-	@$(if $(filter glus-tiny,$(MODEL)),echo "glus-tiny has only seen drawn objects: trust the first, not the second. On real video: make demo MODEL=Swindl/GLUS-A")
+	@if [ "$(MODEL)" = glus-tiny ]; then \
+	  echo "glus-tiny has only seen drawn objects: trust the first, not the second."; \
+	  echo "On real video: make demo MODEL=Swindl/GLUS-A"; fi
 
 clean:
 	rm -rf $(VENV) .cache out
