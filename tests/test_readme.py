@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,12 @@ def test_shipped_label_configs_are_understood():
 
     for config in (ROOT / "docker/label-configs").glob("*.xml"):
         assert read_config(config.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "check"])
+@pytest.mark.parametrize("model", ["glus-tiny", "Swindl/GLUS-A"])
+def test_make_writes_commands_that_a_shell_can_read(target, model):
+    script = subprocess.run(
+        ["make", "-n", target, f"MODEL={model}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
