@@ -44,4 +44,4 @@ demo: setup
 	  echo "On real video: make demo MODEL=Swindl/GLUS-A"; fi
 
 clean:
-	rm -rf $(VENV) .cache out
+	rm -rf $(VENV) out

@@ -141,9 +141,3 @@ def write_miniature(
         record = {"config": published_config(config, ours=False)}  # as the authors' script leaves it
         write_published(work, config, tokenizer, tensors, record=record, shard_bytes=shard_bytes, kind=kind)
     return folder
-
-
-if __name__ == "__main__":
-    import sys
-
-    write_miniature(Path(sys.argv[1]))

@@ -64,7 +64,7 @@ def clip_pixels(frame: Frame, config: VisionConfig) -> Tensor:
     resized = np.asarray(Image.fromarray(frame).resize((new_width, new_height), Image.Resampling.BICUBIC))
     top, left = (new_height - size) // 2, (new_width - size) // 2
     crop = torch.from_numpy(resized[top : top + size, left : left + size].copy())
-    return _normalise(crop.permute(2, 0, 1).float() / 255, config.image_mean, config.image_std)
+    return normalise(crop.permute(2, 0, 1).float() / 255, config.image_mean, config.image_std)
 
 
 def sam_pixels(frames: Tensor, config: SegmenterConfig) -> Tensor:
@@ -77,10 +77,11 @@ def sam_pixels(frames: Tensor, config: SegmenterConfig) -> Tensor:
     pixels = frames.permute(0, 3, 1, 2).float() / 255
     size = (config.image_size, config.image_size)
     pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
-    return _normalise(pixels, config.image_mean, config.image_std)
+    return normalise(pixels, config.image_mean, config.image_std)
 
 
-def _normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(..., 3, H, W) pixels 0..1, less the mean of each channel and over its standard deviation."""
     return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
 
 

@@ -320,7 +320,6 @@ class TinyTrainer:
                 "helpers": self.helpers.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "progress": dataclasses.asdict(self.progress),
-                "batches": self.progress.step,
             }
             part = self.out / "state.part"
             torch.save(state, part)

@@ -25,7 +25,7 @@ from glus.datasets.scenes import ClipSpec, render
 from glus.datasets.sprites import load_sprites
 from glus.datasets.synthetic import DEFAULT_MIX, Mix, sample_clip, sample_phrases
 from glus.modeling.glus import TrainingBatch
-from glus.processing import IMAGE_ID, expand_images, prompt_ids, training_text
+from glus.processing import IMAGE_ID, expand_images, normalise, prompt_ids, training_text
 from glus.recipes import Stage, TinyRecipe
 from glus.tokenizer import Tokenizer
 
@@ -238,11 +238,10 @@ class Batches:
             rng = np.random.default_rng([0, self.recipe.seed, self.process, self._drawn])
             self._drawn += 1
             return self._draw(self.planner.plan(rng, mix, stage.decode), stage, within)
+        self._workers.set(mix)  # starts them the first time
         if self._thread is None:
-            self._workers.set(mix)
             self._thread = threading.Thread(target=self._keep_drawing, daemon=True)
             self._thread.start()
-        self._workers.set(mix)
         while True:
             name, batch, done = self._ready.get()
             if name == stage.name:  # a batch drawn for the stage before has other shapes
@@ -291,7 +290,7 @@ class Batches:
         small = drawn.frames.flatten(0, 1)
         if size != config.vision.image_size:
             small = F.avg_pool2d(small, size // config.vision.image_size)
-        small = _normalise(small, config.vision.image_mean, config.vision.image_std)
+        small = normalise(small, config.vision.image_mean, config.vision.image_std)
         small = small.reshape(clips, count, *small.shape[1:])
 
         def send(values: np.ndarray) -> Tensor:
@@ -327,7 +326,7 @@ class Batches:
         if stage.masks:
             decode = send(plan.decode)
             images = drawn.frames[:, context:][:, decode]
-            flat = _normalise(images.flatten(0, 1), config.segmenter.image_mean, config.segmenter.image_std)
+            flat = normalise(images.flatten(0, 1), config.segmenter.image_mean, config.segmenter.image_std)
             wanted = union[:, decode]
             flat_wanted = wanted.flatten(0, 1).flatten(1)  # (N * D', 4096)
             pixel = torch.multinomial((flat_wanted > 0.5) + 1e-6, 1).squeeze(1)
@@ -345,10 +344,6 @@ class Batches:
         """End the worker processes."""
         if self._workers:
             self._workers.close()
-
-
-def _normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
 
 
 class _Workers:
